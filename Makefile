@@ -1,7 +1,7 @@
 # make reproduce | make test | make check — everything is set up in .venv first.
 PYTHON ?= python3
 VENV   ?= .venv
-# Another package index for torch only, e.g. TORCH_INDEX=https://download.pytorch.org/whl/cpu (see README: sizes).
+# Another package index for torch only, such as the one of CPU wheels named on PyTorch's installation page (README: sizes).
 TORCH_INDEX ?=
 BIN := $(VENV)/bin
 
