@@ -1,0 +1,179 @@
+"""Traces, and resuming a forward pass from where an edit bites.
+
+In a causal network an edit at layer L and position p changes nothing before layer L nor at positions before p; so only
+layers ≥ L are computed again, at positions ≥ p, against the trace's keys and values. A bidirectional network resumes by
+layer only. Inside layer L, parts that the edits do not reach are taken from the trace.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from headwork.engine.edits import Edit
+from headwork.engine.run import Run, Tokens, Watch, run
+from headwork.errors import UserError
+from headwork.model import sites as places
+from headwork.model.config import TransformerConfig
+from headwork.model.sites import layer_of, resolve
+from headwork.model.transformer import Transformer
+
+
+@dataclass(frozen=True)
+class Trace:
+    """What one forward pass leaves and later edits need, by site name, and the residual stream at the end."""
+
+    config: TransformerConfig
+    tokens: Int[Tensor, "batch pos"]
+    logits: Float[Tensor, "batch pos d_vocab_out"]
+    values: Mapping[str, Tensor]
+
+    @property
+    def resid_final(self) -> Float[Tensor, "batch pos d_model"]:
+        """The residual stream after the last block."""
+        last = self.config.n_layers - 1
+        return self.values[f"blocks.{last}.resid_post"] if last >= 0 else self.values["embed"]
+
+
+def trace_sites(config: TransformerConfig) -> list[str]:
+    """What a trace holds: stream at each sub-block, rotated keys, values, z, MLP outputs."""
+    key = "attn.rot_k" if config.turned else "attn.k"
+    parts = ["resid_pre", key, "attn.v", "attn.z"]
+    if not config.attention_only:
+        parts += ["mlp_out"] if config.parallel else ["resid_mid", "mlp_out"]
+    names = [f"blocks.{layer}.{part}" for layer in range(config.n_layers) for part in parts]
+    return [*names, f"blocks.{config.n_layers - 1}.resid_post" if config.n_layers else "embed"]
+
+
+def trace(model: Transformer, tokens: Tokens) -> Trace:
+    """Run the network once and keep what resuming needs."""
+    done = run(model, tokens, trace_sites(model.config))
+    return Trace(model.config, done.tokens, done.logits, done.activations)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """Where a resumed pass enters: the first layer and position to compute, and what inside that layer stays valid."""
+
+    layer: int
+    start: int
+    valid: frozenset[str] = frozenset()
+    embeds: bool = False
+
+
+def entry(config: TransformerConfig, edits: Sequence[Edit], keep: Sequence[str] = ()) -> Entry:
+    """The latest entry that still recomputes everything that `edits` change and `keep` asks for."""
+    described = places.sites(config)
+    wanted = [*(e.site for e in edits), *keep]
+    start = min((e.start for e in edits), default=0) if config.causal else 0
+    if not {"embed", "pos_embed"}.isdisjoint(wanted):
+        return Entry(0, start, embeds=True)
+    layer = min((config.n_layers if (at := layer_of(w)) is None else at for w in wanted), default=config.n_layers)
+    stages = {described[w].stage for w in wanted if layer_of(w) == layer}
+    valid = set()
+    if stages:
+        earliest = min(stages)
+        if earliest > places.SCORED:
+            valid.add(f"blocks.{layer}.attn.z")
+        if earliest > places.ATTENTION_OUT:
+            valid.add(f"blocks.{layer}.resid_mid")
+        reaches_mlp = {places.BLOCK_INPUT, places.BETWEEN, places.MLP_IN} if config.parallel else range(places.MLP_OUT)
+        if not stages & set(reaches_mlp):
+            valid.add(f"blocks.{layer}.mlp_out")
+    return Entry(layer, start, frozenset(valid))
+
+
+class _Resumption(Watch):
+    """Several edited copies of one batch, stacked along the batch axis; hands out what the trace still knows."""
+
+    def __init__(self, base: Trace, where: Entry, variants: Sequence[Sequence[Edit]], keep: Iterable[str] = ()) -> None:
+        super().__init__(base.config, keep, (), where.start)
+        self.base, self.where, self.copies = base, where, len(variants)
+        self.by_site: dict[str, list[tuple[int, Edit]]] = {}
+        for i, edits in enumerate(variants):
+            for edit in edits:
+                self.by_site.setdefault(edit.site, []).append((i, edit))
+
+    def stacked(self, site: str) -> Tensor:
+        """The trace's activation at the computed positions, once per copy."""
+        return self.copied(self.base.values[site][:, self.where.start :])
+
+    def copied(self, value: Tensor) -> Tensor:
+        if self.copies == 1:
+            return value
+        return value.expand(self.copies, *value.shape).flatten(0, 1)
+
+    def given(self, site: str) -> Tensor | None:
+        return self.stacked(site) if site in self.where.valid and site in self.base.values else None
+
+    def wants(self, site: str) -> bool:
+        return site in self.keep or site in self.by_site
+
+    def __call__(self, site: str, value: Tensor) -> Tensor:
+        edits = self.by_site.get(site)
+        if edits:
+            parts = list(value.unflatten(0, (self.copies, -1)).unbind(0))
+            for i, edit in edits:
+                parts[i] = edit.apply(self.described[site], parts[i], self.start)
+            value = torch.cat(parts) if self.copies > 1 else parts[0]
+        if site in self.keep:
+            self.kept[site] = value
+        return value
+
+
+def resume_residual(
+    model: Transformer, base: Trace, variants: Sequence[Sequence[Edit]], where: Entry, tap: _Resumption | None = None
+) -> Float[Tensor, "copies_batch pos d_model"]:
+    """The final residual stream at positions ≥ `where.start` under each variant's edits, stacked along the batch.
+
+    The edits must be `Edit.checked`; sites after the last block are left to the caller.
+    """
+    config = model.config
+    tap = tap or _Resumption(base, where, variants)
+    if where.layer >= config.n_layers and not where.embeds:
+        return tap.copied(base.resid_final[:, where.start :])
+    if where.embeds:
+        tokens = tap.copied(base.tokens)
+        # Embeddings are cheap: computed at all positions so that position tables line up, then cut.
+        tap.start = 0
+        resid = model.embedded(tokens, tap)[:, where.start :]
+        tap.start = where.start
+    else:
+        resid = tap.stacked(f"blocks.{where.layer}.resid_pre")
+    past = None
+    if where.start:
+        key = "attn.rot_k" if config.turned else "attn.k"
+        past = {
+            layer: tuple(
+                tap.copied(base.values[f"blocks.{layer}.{part}"][:, : where.start]) for part in (key, "attn.v")
+            )
+            for layer in range(where.layer, config.n_layers)
+        }
+    frame = model.frame(tap.copied(base.tokens), where.start, past)
+    for block in list(model.blocks)[where.layer :]:
+        resid = block(resid, frame, tap)
+    return resid
+
+
+def resume(
+    model: Transformer, base: Trace, edits: Sequence[Edit] | Edit = (), sites: Iterable[str] | str = ()
+) -> tuple[Run, int]:
+    """What `run(model, base.tokens, sites, edits)` would give, computing only what the edits change.
+
+    Returns the run, its logits and activations covering the positions from the returned start on. Raises `UserError`
+    for edits or sites that do not exist, or a trace of another network.
+    """
+    if base.config != model.config:
+        raise UserError("The trace was made on a network of another configuration than the one to resume.")
+    edits = [edits] if isinstance(edits, Edit) else edits
+    edits = [edit.checked(model.config, base.tokens.shape[1]) for edit in edits]
+    keep = resolve(model.config, sites)
+    where = entry(model.config, edits, keep)
+    tap = _Resumption(base, where, [edits], keep)
+    with torch.no_grad():
+        logits = model.logits(resume_residual(model, base, [edits], where, tap), tap)
+    return Run(model.config, base.tokens, logits, {name: tap.kept[name] for name in keep}), where.start

@@ -1,0 +1,396 @@
+"""A transformer whose every named activation can be read, replaced, or taken as given.
+
+Weights are stored fused where that is fast and exposed under the field's names and shapes (`W_Q [head, d_model,
+d_head]`) as views. The forward pass registers nothing on the module: whoever wants to look inside hands it a `Tap`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+from torch.nn import functional
+
+from headwork.model.config import TransformerConfig
+
+Stream = Float[Tensor, "batch pos d_model"]
+PerHead = Float[Tensor, "batch pos head d_head"]
+PerKeyHead = Float[Tensor, "batch keys kv_head d_head"]
+
+
+class Tap(Protocol):
+    """What a forward pass meets at every site.
+
+    `given` may return a value known beforehand, which spares the pass the work of computing it; `wants` says whether a
+    site that costs extra must be computed; calling it with the value returns what the pass goes on with.
+    """
+
+    def given(self, site: str) -> Tensor | None: ...
+
+    def wants(self, site: str) -> bool: ...
+
+    def __call__(self, site: str, value: Tensor) -> Tensor: ...
+
+
+class NoTap:
+    """Looks at nothing and changes nothing."""
+
+    def given(self, site: str) -> Tensor | None:
+        return None
+
+    def wants(self, site: str) -> bool:
+        return False
+
+    def __call__(self, site: str, value: Tensor) -> Tensor:
+        return value
+
+
+NO_TAP = NoTap()
+
+
+@dataclass(frozen=True)
+class Frame:
+    """What all layers of one pass share: which positions are computed, who may look where, and earlier keys and values.
+
+    `visible[b, query, key]` (b may be 1) covers all keys, those of `past` first. `past[layer]` holds the rotated keys
+    and the values of the positions before the first one computed.
+    """
+
+    visible: Bool[Tensor, "batch query key"] | None
+    rotation: tuple[Tensor, Tensor] | None
+    key_positions: Float[Tensor, "pos d_model"] | None
+    past: Mapping[int, tuple[PerKeyHead, PerKeyHead]] | None
+
+
+class Norm(nn.Module):
+    """LayerNorm or RMSNorm with the scale exposed as a site: x ↦ (x − mean) / √(variance + ε) · w + b."""
+
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__()
+        self.centred = config.norm == "layernorm"
+        self.eps = config.norm_eps
+        self.w = nn.Parameter(torch.ones(config.d_model))
+        self.b = nn.Parameter(torch.zeros(config.d_model)) if self.centred else None
+
+    def forward(self, x: Stream, tap: Tap, here: str) -> Stream:
+        if tap.wants(f"{here}.scale"):
+            if self.centred:
+                x = x - x.mean(-1, keepdim=True)
+            x = x / tap(f"{here}.scale", (x.square().mean(-1, keepdim=True) + self.eps).sqrt()) * self.w
+            x = x if self.b is None else x + self.b
+        elif self.centred:
+            x = functional.layer_norm(x, self.w.shape, self.w, self.b, self.eps)
+        else:
+            x = functional.rms_norm(x, self.w.shape, self.w, self.eps)
+        return tap(f"{here}.normalized", x)
+
+
+class NoNorm(nn.Module):
+    """Stands where an architecture has no norm."""
+
+    def forward(self, x: Stream, tap: Tap, here: str) -> Stream:
+        return x
+
+
+def norm(config: TransformerConfig) -> Norm | NoNorm:
+    """The norm that a configuration asks for."""
+    return NoNorm() if config.norm == "none" else Norm(config)
+
+
+class Attention(nn.Module):
+    """Multi-head attention; queries, keys and values come from one fused matrix."""
+
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__()
+        self.config = config
+        fused = (config.n_heads + 2 * config.kv_heads) * config.d_head
+        self.qkv = nn.Linear(config.d_model, fused, bias=config.qkv_bias)
+        self.out = nn.Linear(config.n_heads * config.d_head, config.d_model, bias=config.out_bias)
+
+    def _part(self, which: str) -> tuple[slice, int]:
+        """The rows of the fused matrix that are queries, keys or values, and how many heads they are."""
+        q, k = self.config.n_heads * self.config.d_head, self.config.kv_heads * self.config.d_head
+        rows = {"q": slice(0, q), "k": slice(q, q + k), "v": slice(q + k, q + 2 * k)}[which]
+        return rows, self.config.n_heads if which == "q" else self.config.kv_heads
+
+    def _weight(self, which: str) -> Float[Tensor, "head d_model d_head"]:
+        rows, heads = self._part(which)
+        return self.qkv.weight[rows].unflatten(0, (heads, self.config.d_head)).transpose(1, 2)
+
+    def _bias(self, which: str) -> Float[Tensor, "head d_head"]:
+        rows, heads = self._part(which)
+        bias = self.qkv.weight.new_zeros(self.qkv.weight.shape[0]) if self.qkv.bias is None else self.qkv.bias
+        return bias[rows].unflatten(0, (heads, self.config.d_head))
+
+    @property
+    def W_Q(self) -> Float[Tensor, "head d_model d_head"]:
+        return self._weight("q")
+
+    @property
+    def W_K(self) -> Float[Tensor, "kv_head d_model d_head"]:
+        return self._weight("k")
+
+    @property
+    def W_V(self) -> Float[Tensor, "kv_head d_model d_head"]:
+        return self._weight("v")
+
+    @property
+    def W_O(self) -> Float[Tensor, "head d_head d_model"]:
+        return self.out.weight.T.unflatten(0, (self.config.n_heads, self.config.d_head))
+
+    @property
+    def b_Q(self) -> Float[Tensor, "head d_head"]:
+        return self._bias("q")
+
+    @property
+    def b_K(self) -> Float[Tensor, "kv_head d_head"]:
+        return self._bias("k")
+
+    @property
+    def b_V(self) -> Float[Tensor, "kv_head d_head"]:
+        return self._bias("v")
+
+    def project(
+        self, normed: Stream, query_key_input: Stream, frame: Frame, tap: Tap, here: str
+    ) -> tuple[PerHead, PerKeyHead, PerKeyHead]:
+        """Queries, keys (both rotated where the architecture does) and values at the computed positions."""
+        d_head = self.config.d_head
+        rows_v, _ = self._part("v")
+        if query_key_input is normed:
+            fused = self.qkv(normed)
+        else:
+            weight, bias = self.qkv.weight, self.qkv.bias
+            split = rows_v.start
+            fused = torch.cat(
+                [
+                    functional.linear(query_key_input, weight[:split], None if bias is None else bias[:split]),
+                    functional.linear(normed, weight[split:], None if bias is None else bias[split:]),
+                ],
+                -1,
+            )
+        q, k, v = (
+            tap(f"{here}.{which}", fused[..., rows].unflatten(-1, (heads, d_head)))
+            for which, (rows, heads) in ((which, self._part(which)) for which in "qkv")
+        )
+        if frame.rotation is not None:
+            q = tap(f"{here}.rot_q", rotate(q, *frame.rotation, self.config))
+            k = tap(f"{here}.rot_k", rotate(k, *frame.rotation, self.config))
+        return q, k, v
+
+    def mix(self, q: PerHead, k: PerKeyHead, v: PerKeyHead, frame: Frame, tap: Tap, here: str) -> PerHead:
+        """z: each head's values, averaged with its pattern."""
+        groups = self.config.n_heads // self.config.kv_heads
+        k, v = (x.transpose(1, 2).repeat_interleave(groups, 1) if groups > 1 else x.transpose(1, 2) for x in (k, v))
+        scores = (q.transpose(1, 2) * self.config.scale) @ k.transpose(2, 3)
+        if frame.visible is not None:
+            scores = scores.masked_fill(~frame.visible[:, None], -torch.inf)
+        pattern = tap(f"{here}.attn_scores", scores).softmax(-1)
+        if self.config.attention_mix != 1:
+            pattern = self.config.attention_mix * pattern + (1 - self.config.attention_mix)
+            if frame.visible is not None:
+                pattern = pattern.masked_fill(~frame.visible[:, None], 0)
+        return (tap(f"{here}.pattern", pattern) @ v).transpose(1, 2)
+
+    def write(self, z: PerHead, tap: Tap, here: str) -> Stream:
+        """The heads' joint output; per head only where someone looks, since that is `head` times as large."""
+        if not tap.wants(f"{here}.result"):
+            return self.out(z.flatten(-2))
+        result = tap(f"{here}.result", torch.einsum("bphd,hdm->bphm", z, self.W_O)).sum(2)
+        return result if self.out.bias is None else result + self.out.bias
+
+
+_ACTIVATIONS = {
+    "relu": functional.relu,
+    "gelu": functional.gelu,
+    "gelu_tanh": lambda x: functional.gelu(x, approximate="tanh"),
+    "silu": functional.silu,
+}
+
+
+class MLP(nn.Module):
+    """Two linear maps around an activation; gated where configured (Shazeer 2020): activation(gate) · linear."""
+
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.inward = nn.Linear(config.d_model, config.d_mlp * (2 if config.gated_mlp else 1), bias=config.mlp_bias)
+        self.outward = nn.Linear(config.d_mlp, config.d_model, bias=config.mlp_bias)
+
+    @property
+    def W_in(self) -> Float[Tensor, "d_model d_mlp"]:
+        return self.inward.weight[: self.config.d_mlp].T
+
+    @property
+    def W_out(self) -> Float[Tensor, "d_mlp d_model"]:
+        return self.outward.weight.T
+
+    def forward(self, normed: Stream, tap: Tap, here: str) -> Stream:
+        pre = self.inward(normed)
+        if self.config.gated_mlp:
+            pre, linear = pre.split(self.config.d_mlp, -1)
+            post = _ACTIVATIONS[self.config.activation](tap(f"{here}.pre", pre)) * tap(f"{here}.pre_linear", linear)
+        else:
+            post = _ACTIVATIONS[self.config.activation](tap(f"{here}.pre", pre))
+        return self.outward(tap(f"{here}.post", post))
+
+
+class Block(nn.Module):
+    """Attention and MLP around the residual stream: one after the other, or side by side (GPT-J, NeoX)."""
+
+    def __init__(self, config: TransformerConfig, layer: int) -> None:
+        super().__init__()
+        self.config, self.layer = config, layer
+        self.ln1 = norm(config)
+        self.attn = Attention(config)
+        if not config.attention_only:
+            self.ln2 = norm(config)
+            self.mlp = MLP(config)
+
+    def forward(self, resid: Stream, frame: Frame, tap: Tap) -> Stream:
+        here = f"blocks.{self.layer}"
+        resid = tap(f"{here}.resid_pre", resid)
+        middle = None if self.config.parallel else tap.given(f"{here}.resid_mid")
+        if middle is None:
+            attn_out = self.attend(resid, frame, tap)
+            middle = resid if self.config.parallel else resid + attn_out
+        else:
+            attn_out = None
+        if self.config.attention_only:
+            return tap(f"{here}.resid_post", middle)
+        if not self.config.parallel:
+            middle = tap(f"{here}.resid_mid", middle)
+        mlp_out = tap.given(f"{here}.mlp_out")
+        if mlp_out is None:
+            mlp_out = self.mlp(self.ln2(middle, tap, f"{here}.ln2"), tap, f"{here}.mlp")
+        after = middle + tap(f"{here}.mlp_out", mlp_out)
+        if self.config.parallel and attn_out is not None:
+            after = after + attn_out
+        return tap(f"{here}.resid_post", after)
+
+    def attend(self, resid: Stream, frame: Frame, tap: Tap) -> Stream:
+        """What attention adds to the residual stream."""
+        here = f"blocks.{self.layer}.attn"
+        z = tap.given(f"{here}.z")
+        if z is None:
+            normed = self.ln1(resid, tap, f"blocks.{self.layer}.ln1")
+            if frame.key_positions is None:
+                query_key_input = normed
+            else:
+                query_key_input = self.ln1(resid + frame.key_positions, NO_TAP, "")
+            q, k, v = self.attn.project(normed, query_key_input, frame, tap, here)
+            if frame.past is not None:
+                k, v = (torch.cat([past, new], 1) for past, new in zip(frame.past[self.layer], (k, v)))
+            z = self.attn.mix(q, k, v, frame, tap, here)
+        return tap(f"blocks.{self.layer}.attn_out", self.attn.write(tap(f"{here}.z", z), tap, here))
+
+
+class Transformer(nn.Module):
+    """A decoder or encoder of the GPT family as `config` describes it.
+
+    Weights are uninitialised until `headwork.model.initialise` or a checkpoint fills them.
+    """
+
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.embed = nn.Embedding(config.d_vocab, config.d_model)
+        if config.positions in ("learned", "shortformer"):
+            self.pos_embed = nn.Embedding(config.n_ctx, config.d_model)
+        self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.n_layers))
+        self.ln_final = norm(config)
+        self.unembed = nn.Linear(config.d_model, config.outputs, bias=config.unembed_bias)
+        if config.tied:
+            self.unembed.weight = self.embed.weight
+
+    @property
+    def W_E(self) -> Float[Tensor, "d_vocab d_model"]:
+        return self.embed.weight
+
+    @property
+    def W_pos(self) -> Float[Tensor, "n_ctx d_model"]:
+        return self.pos_embed.weight
+
+    @property
+    def W_U(self) -> Float[Tensor, "d_model d_vocab_out"]:
+        return self.unembed.weight.T
+
+    @property
+    def device(self) -> torch.device:
+        return self.embed.weight.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.embed.weight.dtype
+
+    def forward(self, tokens: Int[Tensor, "batch pos"], tap: Tap = NO_TAP) -> Float[Tensor, "batch pos d_vocab_out"]:
+        """Logits at every position."""
+        resid = self.embedded(tokens, tap)
+        frame = self.frame(tokens)
+        for block in self.blocks:
+            resid = block(resid, frame, tap)
+        return self.logits(resid, tap)
+
+    def embedded(self, tokens: Int[Tensor, "batch pos"], tap: Tap = NO_TAP) -> Stream:
+        """The residual stream before the first block."""
+        resid = tap("embed", self.embed(tokens))
+        if self.config.positions not in ("learned", "shortformer"):
+            return resid
+        added = tap("pos_embed", self.pos_embed.weight[: tokens.shape[1]].expand_as(resid))
+        return resid + added if self.config.positions == "learned" else resid
+
+    def frame(
+        self,
+        tokens: Int[Tensor, "batch pos"],
+        start: int = 0,
+        past: Mapping[int, tuple[PerKeyHead, PerKeyHead]] | None = None,
+    ) -> Frame:
+        """What the layers share when positions from `start` on are computed and those before are in `past`."""
+        length, device = tokens.shape[1], tokens.device
+        visible = None
+        if self.config.causal:
+            visible = torch.ones(length - start, length, dtype=torch.bool, device=device).tril(start)[None]
+        if self.config.pad_token is not None:
+            seen = (tokens != self.config.pad_token)[:, None, :].expand(-1, length - start, -1)
+            visible = seen if visible is None else visible & seen
+        rotation = None
+        if self.config.turned:
+            rotation = rotary_table(self.config, torch.arange(start, length, device=device), self.dtype)
+        key_positions = self.pos_embed.weight[start:length] if self.config.positions == "shortformer" else None
+        return Frame(visible, rotation, key_positions, past if start else None)
+
+    def logits(self, resid: Stream, tap: Tap = NO_TAP) -> Float[Tensor, "batch pos d_vocab_out"]:
+        """The final norm and the unembedding."""
+        return tap("logits", self.unembed(self.ln_final(resid, tap, "ln_final")))
+
+
+def rotary_table(
+    config: TransformerConfig, positions: Int[Tensor, " pos"], dtype: torch.dtype
+) -> tuple[Float[Tensor, "pos half"], Float[Tensor, "pos half"]]:
+    """Cosines and sines of position · base^(−2i/r), computed in float64 whatever the network's type."""
+    r = config.turned
+    frequencies = config.rotary_base ** (-torch.arange(0, r, 2, dtype=torch.float64, device=positions.device) / r)
+    angles = positions[:, None].double() * frequencies
+    return angles.cos().to(dtype), angles.sin().to(dtype)
+
+
+def rotate(
+    x: Float[Tensor, "batch pos head d_head"],
+    cos: Float[Tensor, "pos half"],
+    sin: Float[Tensor, "pos half"],
+    config: TransformerConfig,
+) -> Float[Tensor, "batch pos head d_head"]:
+    """Turn pairs of entries by their position's angles; the pairs are (i, i + r/2) or (2i, 2i + 1) by `rotary_style`."""
+    r = config.turned
+    turned, rest = x[..., :r], x[..., r:]
+    cos, sin = cos[:, None], sin[:, None]
+    if config.rotary_style == "half":
+        a, b = turned[..., : r // 2], turned[..., r // 2 :]
+        turned = torch.cat([a * cos - b * sin, b * cos + a * sin], -1)
+    else:
+        a, b = turned[..., 0::2], turned[..., 1::2]
+        turned = torch.stack([a * cos - b * sin, b * cos + a * sin], -1).flatten(-2)
+    return torch.cat([turned, rest], -1) if rest.shape[-1] else turned
