@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 
 class UserError(Exception):
-    """Something the user gave cannot be used. The message is one sentence that says what was given and what is accepted."""
+    """Something the user gave cannot be used. The message is one sentence: what was given and what is accepted."""
 
 
 def nearest(given: str, valid: Iterable[str], limit: int = 3) -> list[str]:

@@ -25,8 +25,8 @@ Change = Callable[[Tensor, Tensor | None], Tensor]
 class Edit:
     """What happens at `site`: `change(old, value)` on the region that `heads` and `positions` select.
 
-    `positions` are positions of the tokens; at attention maps they select queries. A boolean mask `[batch, pos]` selects
-    different positions in each example. `value=None` hands the change the old activation alone.
+    `positions` are positions of the tokens; at attention maps they select queries. A boolean mask `[batch, pos]`
+    selects different positions in each example. `value=None` hands the change the old activation alone.
     """
 
     site: str

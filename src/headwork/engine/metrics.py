@@ -13,7 +13,7 @@ from headwork.model.transformer import NO_TAP, Transformer
 
 
 class Metric(Protocol):
-    """`resid` is the stream after the last block at the positions from `start` on; every read position is among them."""
+    """`resid` is the stream after the last block from position `start` on; every read position is among them."""
 
     def __call__(
         self, model: Transformer, resid: Float[Tensor, "batch pos d_model"], start: int

@@ -147,12 +147,11 @@ def resume_residual(
     past = None
     if where.start:
         key = "attn.rot_k" if config.turned else "attn.k"
-        past = {
-            layer: tuple(
-                tap.copied(base.values[f"blocks.{layer}.{part}"][:, : where.start]) for part in (key, "attn.v")
-            )
-            for layer in range(where.layer, config.n_layers)
-        }
+
+        def before(layer: int, part: str) -> Tensor:
+            return tap.copied(base.values[f"blocks.{layer}.{part}"][:, : where.start])
+
+        past = {n: (before(n, key), before(n, "attn.v")) for n in range(where.layer, config.n_layers)}
     frame = model.frame(tap.copied(base.tokens), where.start, past)
     for block in list(model.blocks)[where.layer :]:
         resid = block(resid, frame, tap)

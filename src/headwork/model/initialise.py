@@ -20,11 +20,11 @@ def initialise(config: TransformerConfig, seed: int, std: float | None = None) -
     if config.tied:
         model.unembed.weight = model.embed.weight
     generator = torch.Generator().manual_seed(seed)
-    std = config.d_model**-0.5 if std is None else std
+    spread = config.d_model**-0.5 if std is None else std
     with torch.no_grad():
         for module in model.modules():
             if isinstance(module, nn.Linear | nn.Embedding):
-                module.weight.normal_(0, std, generator=generator)
+                module.weight.normal_(0, spread, generator=generator)
             if isinstance(module, nn.Linear) and module.bias is not None:
                 module.bias.zero_()
             if isinstance(module, Norm):

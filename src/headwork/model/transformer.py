@@ -383,7 +383,7 @@ def rotate(
     sin: Float[Tensor, "pos half"],
     config: TransformerConfig,
 ) -> Float[Tensor, "batch pos head d_head"]:
-    """Turn pairs of entries by their position's angles; the pairs are (i, i + r/2) or (2i, 2i + 1) by `rotary_style`."""
+    """Turn pairs of entries by their position's angles: pairs (i, i + r/2) or (2i, 2i + 1), by `rotary_style`."""
     r = config.turned
     turned, rest = x[..., :r], x[..., r:]
     cos, sin = cos[:, None], sin[:, None]
