@@ -1,0 +1,109 @@
+"""Heat maps: head × layer scores, patching effects by layer and position, any labelled matrix."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+from matplotlib.axes import Axes
+
+from headwork.draw import cells
+from headwork.draw.checks import numbers, same_length
+from headwork.draw.picture import Picture, require_alt
+from headwork.draw.style import (
+    POINTS_PER_CM,
+    SIZE,
+    SMALL,
+    TEXT_WIDTH_CM,
+    finish,
+    look,
+    new_figure,
+    printable,
+    put_title,
+    text_width,
+)
+from headwork.errors import UserError
+
+
+def heatmap(
+    values: npt.ArrayLike,
+    *,
+    rows: Sequence[str],
+    columns: Sequence[str],
+    alt: str,
+    title: str = "",
+    row_label: str = "",
+    column_label: str = "",
+    value_label: str = "",
+    centre: float | None = None,
+    limits: tuple[float, float] | None = None,
+    marks: Sequence[tuple[int, int]] = (),
+    annotate: bool | None = None,
+    width_cm: float | None = None,
+    height_cm: float | None = None,
+) -> Picture:
+    """Draw values [row, column], row 0 on top. NaN is hatched: not measured.
+
+    `centre` asks for the diverging map about that value; `limits` are the ends of the colours; `marks` are outlined
+    cells (row, column); `annotate` writes numbers in the cells, by default where there are at most 64. Sizes in cm;
+    the default fits the cells. Raises UserError for empty alt text, sizes that disagree, or a mark outside the map.
+    """
+    require_alt(alt)
+    array = numbers(values, "The heat map's values", ["row", "column"])
+    same_length("row names", len(rows), "rows of the heat map", array.shape[0])
+    same_length("column names", len(columns), "columns of the heat map", array.shape[1])
+    mask = _mask(marks, array.shape)
+    if annotate is None:
+        annotate = array.size <= cells.ANNOTATED_CELLS
+    width, height = _size(array.shape, [printable(r) for r in rows], annotate)
+    with look():
+        figure = new_figure(width_cm or width, height_cm or height)
+        axes = figure.add_subplot()
+        colours = cells.scale(array, centre, limits)
+        cells.paint(axes, array, colours)
+        cells.bare(axes)
+        name_axis(axes, "y", rows, (height_cm or height) * 0.8)
+        name_axis(axes, "x", columns, (width_cm or width) * 0.7)
+        axes.set_xlabel(column_label)
+        axes.set_ylabel(row_label)
+        put_title(axes, title)
+        cells.outline(axes, mask)
+        if annotate:
+            cells.write_numbers(axes, array, colours, SMALL)
+        cells.colour_bar(figure, axes, colours, value_label, (height_cm or height) - 1.4)
+        return finish(figure, name=title, alt=alt)
+
+
+def name_axis(axes: Axes, axis: str, names: Sequence[str], length_cm: float) -> None:
+    """Label the cells along one axis; x labels turn upright where they would touch; every n-th where space is short."""
+    each = length_cm * POINTS_PER_CM / len(names)
+    step = max(1, int(np.ceil(SMALL * 1.05 / each)))
+    places = range(0, len(names), step)
+    labels = [names[i] for i in places]
+    if axis == "y":
+        axes.set_yticks(places, labels)
+        return
+    upright = max(text_width(printable(label), SMALL) for label in labels) > each * step * 0.92
+    axes.set_xticks(places, labels, rotation=90 if upright else 0)
+
+
+def _mask(marks: Sequence[tuple[int, int]], shape: tuple[int, ...]) -> npt.NDArray[np.bool_]:
+    mask = np.zeros(shape, dtype=bool)
+    for row, column in marks:
+        if not (0 <= row < shape[0] and 0 <= column < shape[1]):
+            raise UserError(
+                f"The mark ({row}, {column}) is outside the heat map, whose rows are 0–{shape[0] - 1} "
+                f"and columns 0–{shape[1] - 1}."
+            )
+        mask[row, column] = True
+    return mask
+
+
+def _size(shape: tuple[int, ...], rows: Sequence[str], annotate: bool) -> tuple[float, float]:
+    """A width and height in cm that give cells a comfortable size within the text width."""
+    names_cm = max(text_width(name, SIZE) for name in rows) / POINTS_PER_CM
+    cell_cm = 1.0 if annotate else 0.55
+    width = min(TEXT_WIDTH_CM, max(5.5, shape[1] * cell_cm + names_cm + 2.6))
+    height = min(14.0, max(3.2, shape[0] * (0.62 if annotate else 0.42) + 1.9))
+    return width, height

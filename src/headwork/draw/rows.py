@@ -1,0 +1,124 @@
+"""What forest plots and interval bars share: rows under group headings, and a column of numbers at the right."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.transforms import blended_transform_factory
+
+from headwork.draw import colour
+from headwork.draw.checks import interval
+from headwork.draw.style import SIZE, SMALL, with_interval
+from headwork.errors import UserError
+
+ROW_CM = 0.47
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row: a value with its interval (None: not measured), the group it stands under, and a note."""
+
+    label: str
+    value: float | None
+    low: float | None
+    high: float | None
+    group: str
+    note: str
+
+
+@dataclass(frozen=True)
+class Lines:
+    """Where things stand, from the top: y of each row, (y, text) of each heading, and the whole height."""
+
+    rows: tuple[float, ...]
+    headings: tuple[tuple[float, str], ...]
+    height: float
+
+
+def place(rows: Sequence[Row]) -> Lines:
+    """One line per row and one per change of group. Raises UserError for no rows or an impossible interval."""
+    if not rows:
+        raise UserError("There is no row to draw; give at least one.")
+    y, at, headings, group = 0.0, [], [], ""
+    for row in rows:
+        interval(f"The row {row.label!r}", row.value, row.low, row.high)
+        if row.group != group:
+            if at:
+                y += 0.35
+            if row.group:
+                headings.append((y, row.group))
+                y += 1.0
+            group = row.group
+        at.append(y)
+        y += 1.0
+    return Lines(tuple(at), tuple(headings), y)
+
+
+def span(rows: Sequence[Row], extra: Sequence[float]) -> tuple[float, float]:
+    """The x range that holds every number, with a little air."""
+    given = [x for row in rows for x in (row.value, row.low, row.high) if x is not None]
+    given.extend(extra)
+    low, high = (min(given), max(given)) if given else (0.0, 1.0)
+    air = 0.05 * (high - low) or 0.5
+    return low - air, high + air
+
+
+def frame(axes: Axes, rows: Sequence[Row], lines: Lines, x_label: str, x_range: tuple[float, float]) -> None:
+    """Labels at the left, headings, the column of numbers and notes at the right, thin guides between."""
+    axes.set_xlim(*x_range)
+    axes.set_ylim(lines.height - 0.45, -0.55)
+    axes.set_yticks(lines.rows, [row.label for row in rows], fontsize=SIZE)
+    axes.tick_params(axis="y", left=False, pad=4)
+    axes.spines["left"].set_visible(False)
+    axes.set_xlabel(x_label)
+    axes.grid(axis="x")
+    beside = blended_transform_factory(axes.transAxes, axes.transData)
+    for y, text in lines.headings:
+        axes.annotate(
+            text, (0, y), xycoords=beside, xytext=(2, 0), textcoords="offset points",
+            va="center", ha="left", fontweight="bold", fontsize=SIZE,
+        )  # fmt: skip
+    for y, row in zip(lines.rows, rows):
+        numbers = "" if row.value is None else with_interval(row.value, row.low, row.high)
+        _beside(axes, y, numbers, row.note)
+        if row.value is None:
+            axes.plot(x_range, [y, y], color=colour.FAINT, linewidth=0.8, linestyle=(0, (1, 2.5)), zorder=1)
+
+
+def _beside(axes: Axes, y: float, numbers: str, note: str) -> None:
+    """The numbers of a row, and its note under them in smaller, grey letters, or in their place."""
+    beside = blended_transform_factory(axes.transAxes, axes.transData)
+    put = [(numbers, SMALL, colour.INK, "normal")] if numbers else []
+    if note:
+        put.append((note, SMALL if not numbers else SMALL - 0.8, colour.MUTED, "italic"))
+    for index, (text, size, ink, style) in enumerate(put):
+        dy = 0.0 if len(put) == 1 else (3.2 if index == 0 else -3.4)
+        axes.annotate(
+            text, (1, y), xycoords=beside, xytext=(8, dy), textcoords="offset points",
+            va="center", ha="left", fontsize=size, color=ink, fontstyle=style,
+        )  # fmt: skip
+
+
+def vertical(axes: Axes, x: float, label: str) -> None:
+    """A dashed reference line over the whole height, named above the axes."""
+    axes.axvline(x, color=colour.MUTED, linewidth=0.8, linestyle=(0, (4, 2)), zorder=1.5)
+    if label:
+        above = blended_transform_factory(axes.transData, axes.transAxes)
+        axes.annotate(
+            label, (x, 1), xycoords=above, xytext=(0, 2), textcoords="offset points",
+            va="bottom", ha="center", fontsize=SMALL, color=colour.MUTED,
+        )  # fmt: skip
+
+
+def jitter(count: int) -> np.ndarray:
+    """Vertical offsets in rows for this many points: by index alone, so that the same data gives the same picture."""
+    return 0.0 * np.arange(count) if count < 2 else ((np.arange(count) * 0.618034) % 1.0 - 0.5) * 0.2
+
+
+def put_heading(axes: Axes, title: str, named_above: bool) -> None:
+    """The title, lifted over the name of a reference line where there is one."""
+    if title:
+        axes.set_title(title, pad=12 if named_above else 5)
