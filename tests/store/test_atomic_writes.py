@@ -147,6 +147,13 @@ def test_a_folder_that_is_there_already_is_kept(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == ["final"]
 
 
+def test_an_empty_folder_that_is_there_already_is_kept(tmp_path: Path) -> None:
+    with write_folder(tmp_path / "final") as folder:
+        (folder / "who").write_text("slow")
+        (tmp_path / "final").mkdir()
+    assert [path.name for path in tmp_path.rglob("*")] == ["final"]
+
+
 def test_a_folder_that_appears_just_before_the_rename_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     final, rename = tmp_path / "final", disk.rename
 
