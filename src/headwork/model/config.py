@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping
 from typing import Any, Literal, get_args
 
 from headwork.errors import UserError, unknown
@@ -21,6 +22,33 @@ _CHOICES = {
 }
 
 
+def _whole(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+# Fields, what each must be on its own, and that in words.
+_TYPES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
+    ("n_layers d_mlp", lambda n: _whole(n) and n >= 0, "a whole number, 0 or more"),
+    ("d_model n_heads d_head d_vocab n_ctx", lambda n: _whole(n) and n >= 1, "a whole number, 1 or more"),
+    ("d_vocab_out n_kv_heads", lambda n: n is None or (_whole(n) and n >= 1), "a whole number, 1 or more, or left out"),
+    ("rotary_dim", lambda n: n is None or (_whole(n) and n >= 2), "a whole number, 2 or more, or left out"),
+    ("pad_token", lambda n: n is None or (_whole(n) and n >= 0), "a whole number, 0 or more, or left out"),
+    ("rotary_base", lambda x: _number(x) and x > 0, "a number above 0"),
+    ("norm_eps", lambda x: _number(x) and x >= 0, "a number, 0 or more"),
+    ("attention_scale", lambda x: x is None or (_number(x) and x > 0), "a number above 0, or left out"),
+    ("attention_mix", lambda x: _number(x) and 0 <= x <= 1, "a number from 0 to 1"),
+    (
+        "gated_mlp parallel causal qkv_bias out_bias mlp_bias unembed_bias tied",
+        lambda flag: isinstance(flag, bool),
+        "true or false",
+    ),
+)
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TransformerConfig:
     """The architecture of a `Transformer`; sizes are counts of units unless said otherwise.
@@ -28,7 +56,8 @@ class TransformerConfig:
     `positions`: `learned` adds a table to the embeddings; `shortformer` (Press et al. 2021) adds it to what queries and
     keys read only; `rotary` (Su et al. 2021) turns the first `rotary_dim` of the `d_head` entries of queries and keys.
     `attention_mix` is the coefficient c of Zhong et al. 2023: pattern = c · softmax + (1 − c).
-    `pad_token` marks keys that no query sees. Raises `UserError` where the fields contradict each other.
+    `pad_token` marks keys that no query sees. Fields of parts that the architecture lacks (`rotary_dim` without rotary
+    positions, `parallel` without MLPs) have no effect. Raises `UserError` where fields contradict each other.
     """
 
     n_layers: int
@@ -60,32 +89,24 @@ class TransformerConfig:
     attention_mix: float = 1.0
 
     def __post_init__(self) -> None:
-        for name in ("n_layers", "d_mlp"):
-            _require(_is_int(getattr(self, name)) and getattr(self, name) >= 0, name, getattr(self, name), "0 or more")
-        for name in ("d_model", "n_heads", "d_head", "d_vocab", "n_ctx", "outputs", "kv_heads"):
-            _require(_is_int(getattr(self, name)) and getattr(self, name) >= 1, name, getattr(self, name), "1 or more")
         for name, choices in _CHOICES.items():
             if getattr(self, name) not in choices:
                 raise unknown(f"{name} in the model's configuration:", str(getattr(self, name)), choices)
-        _require(
-            self.n_heads % self.kv_heads == 0, "n_kv_heads", self.n_kv_heads, f"a divisor of n_heads = {self.n_heads}"
-        )
-        turned = self.turned
-        _require(
-            turned % 2 == 0 and 0 <= turned <= self.d_head,
-            "rotary_dim",
-            self.rotary_dim,
-            f"even and at most {self.d_head}",
-        )
-        _require(
-            not self.tied or self.outputs == self.d_vocab, "d_vocab_out", self.d_vocab_out, "d_vocab where tied is true"
-        )
-        _require(
-            self.pad_token is None or 0 <= self.pad_token < self.d_vocab,
-            "pad_token",
-            self.pad_token,
-            f"below d_vocab = {self.d_vocab}",
-        )
+        for names, holds, accepted in _TYPES:
+            for name in names.split():
+                self._require(name, holds(getattr(self, name)), accepted)
+        self._require("n_kv_heads", self.n_heads % self.kv_heads == 0, f"a divisor of n_heads = {self.n_heads}")
+        turned = "d_head" if self.rotary_dim is None else "rotary_dim"
+        self._require(turned, self.turned % 2 == 0, "even, since rotation turns pairs of entries")
+        self._require(turned, self.turned <= self.d_head, f"at most d_head = {self.d_head}")
+        self._require("d_vocab_out", not self.tied or self.outputs == self.d_vocab, "d_vocab where tied is true")
+        in_vocabulary = self.pad_token is None or self.pad_token < self.d_vocab
+        self._require("pad_token", in_vocabulary, f"below d_vocab = {self.d_vocab}")
+
+    def _require(self, name: str, holds: bool, accepted: str) -> None:
+        if not holds:
+            value = getattr(self, name)
+            raise UserError(f"The model's configuration has {name} = {value!r}; it must be {accepted}.")
 
     @property
     def outputs(self) -> int:
@@ -130,12 +151,3 @@ class TransformerConfig:
         if missing:
             raise UserError(f"The model's configuration lacks {', '.join(missing)}.")
         return cls(**values)
-
-
-def _is_int(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _require(holds: bool, name: str, value: object, accepted: str) -> None:
-    if not holds:
-        raise UserError(f"The model's configuration has {name} = {value!r}; it must be {accepted}.")

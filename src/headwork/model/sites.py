@@ -67,7 +67,7 @@ SITES: tuple[Site, ...] = (
     Site(
         "pos_embed",
         _STREAM,
-        "W_pos[position]; shortformer adds it to what queries and keys read only",
+        "W_pos[position]; shortformer adds it, after the norm, to what queries and keys read only",
         0,
         lambda c: c.positions in ("learned", "shortformer"),
     ),
@@ -76,8 +76,8 @@ SITES: tuple[Site, ...] = (
     Site(
         "blocks.{l}.ln1.normalized", _STREAM, "the first norm's output, gain and bias included", ATTENTION_NORM, _normed
     ),
-    Site("blocks.{l}.attn.q", _HEAD, "normalized · W_Q + b_Q, before rotation", PROJECTED),
-    Site("blocks.{l}.attn.k", _KV, "normalized · W_K + b_K, before rotation", PROJECTED),
+    Site("blocks.{l}.attn.q", _HEAD, "normalized (shortformer: + pos_embed) · W_Q + b_Q, before rotation", PROJECTED),
+    Site("blocks.{l}.attn.k", _KV, "normalized (shortformer: + pos_embed) · W_K + b_K, before rotation", PROJECTED),
     Site("blocks.{l}.attn.v", _KV, "normalized · W_V + b_V", PROJECTED),
     Site("blocks.{l}.attn.rot_q", _HEAD, "q, turned by its position", ROTATED, lambda c: c.positions == "rotary"),
     Site("blocks.{l}.attn.rot_k", _KV, "k, turned by its position", ROTATED, lambda c: c.positions == "rotary"),
@@ -85,7 +85,7 @@ SITES: tuple[Site, ...] = (
     Site(
         "blocks.{l}.attn.pattern",
         _MAP,
-        "softmax over keys of attn_scores (mixed with a constant if configured)",
+        "softmax over keys of attn_scores (mixed with a constant if configured); 0 where a query sees no key",
         SCORED,
     ),
     Site("blocks.{l}.attn.z", _HEAD, "Σ over keys of pattern · v", MIXED),
@@ -147,7 +147,8 @@ def resolve(config: TransformerConfig, names: Iterable[str]) -> list[str]:
         plain = _without_prefix(asked)
         matches = [plain] if plain in valid else fnmatch.filter(valid, plain) if "*" in plain else []
         if not matches:
-            hint = f"`headwork sites` lists all of them; this model has layers 0–{config.n_layers - 1}."
+            layers = f"layers 0–{config.n_layers - 1}" if config.n_layers else "no layers"
+            hint = f"`headwork sites` lists all of them; this model has {layers}."
             raise unknown("site", asked, valid, hint)
         found |= dict.fromkeys(matches)
     return list(found)

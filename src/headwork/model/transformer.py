@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
 
+from headwork.model.card import ModelCard
 from headwork.model.config import TransformerConfig
 
 Stream = Float[Tensor, "batch pos d_model"]
@@ -22,6 +23,7 @@ PerHead = Float[Tensor, "batch pos head d_head"]
 PerKeyHead = Float[Tensor, "batch keys kv_head d_head"]
 
 
+@runtime_checkable
 class Tap(Protocol):
     """What a forward pass meets at every site.
 
@@ -57,12 +59,13 @@ class Frame:
     """What all layers of one pass share: which positions are computed, who may look where, and earlier keys and values.
 
     `visible[b, query, key]` (b may be 1) covers all keys, those of `past` first. `past[layer]` holds the rotated keys
-    and the values of the positions before the first one computed.
+    and the values of the positions before the first one computed. `key_positions` is what shortformer adds to the
+    normed input of queries and keys.
     """
 
-    visible: Bool[Tensor, "batch query key"] | None
+    visible: Bool[Tensor, "#batch query key"] | None
     rotation: tuple[Tensor, Tensor] | None
-    key_positions: Float[Tensor, "pos d_model"] | None
+    key_positions: Stream | None
     past: Mapping[int, tuple[PerKeyHead, PerKeyHead]] | None
 
 
@@ -190,9 +193,13 @@ class Attention(nn.Module):
             scores = scores.masked_fill(~frame.visible[:, None], -torch.inf)
         pattern = tap(f"{here}.attn_scores", scores).softmax(-1)
         if self.config.attention_mix != 1:
-            pattern = self.config.attention_mix * pattern + (1 - self.config.attention_mix)
+            constant = torch.full_like(pattern, 1 - self.config.attention_mix)
             if frame.visible is not None:
-                pattern = pattern.masked_fill(~frame.visible[:, None], 0)
+                constant = constant.masked_fill(~frame.visible[:, None], 0)
+            pattern = self.config.attention_mix * pattern + constant
+        if self.config.pad_token is not None and frame.visible is not None:
+            # A query that sees no key (padding on the left) mixes nothing; NaN there would reach the others as 0 · NaN.
+            pattern = pattern.masked_fill(~frame.visible.any(-1, keepdim=True)[:, None], 0)
         return (tap(f"{here}.pattern", pattern) @ v).transpose(1, 2)
 
     def write(self, z: PerHead, tap: Tap, here: str) -> Stream:
@@ -253,14 +260,14 @@ class Block(nn.Module):
     def forward(self, resid: Stream, frame: Frame, tap: Tap) -> Stream:
         here = f"blocks.{self.layer}"
         resid = tap(f"{here}.resid_pre", resid)
+        if self.config.attention_only:
+            return tap(f"{here}.resid_post", resid + self.attend(resid, frame, tap))
         middle = None if self.config.parallel else tap.given(f"{here}.resid_mid")
         if middle is None:
             attn_out = self.attend(resid, frame, tap)
             middle = resid if self.config.parallel else resid + attn_out
         else:
             attn_out = None
-        if self.config.attention_only:
-            return tap(f"{here}.resid_post", middle)
         if not self.config.parallel:
             middle = tap(f"{here}.resid_mid", middle)
         mlp_out = tap.given(f"{here}.mlp_out")
@@ -277,10 +284,7 @@ class Block(nn.Module):
         z = tap.given(f"{here}.z")
         if z is None:
             normed = self.ln1(resid, tap, f"blocks.{self.layer}.ln1")
-            if frame.key_positions is None:
-                query_key_input = normed
-            else:
-                query_key_input = self.ln1(resid + frame.key_positions, NO_TAP, "")
+            query_key_input = normed if frame.key_positions is None else normed + frame.key_positions
             q, k, v = self.attn.project(normed, query_key_input, frame, tap, here)
             if frame.past is not None:
                 k, v = (torch.cat([past, new], 1) for past, new in zip(frame.past[self.layer], (k, v)))
@@ -291,8 +295,11 @@ class Block(nn.Module):
 class Transformer(nn.Module):
     """A decoder or encoder of the GPT family as `config` describes it.
 
-    Weights are uninitialised until `headwork.model.initialise` or a checkpoint fills them.
+    Weights are uninitialised until `headwork.model.initialise` or a checkpoint fills them. `card` says where they come
+    from, where that is known.
     """
+
+    card: ModelCard | None = None
 
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
@@ -329,24 +336,26 @@ class Transformer(nn.Module):
     def forward(self, tokens: Int[Tensor, "batch pos"], tap: Tap = NO_TAP) -> Float[Tensor, "batch pos d_vocab_out"]:
         """Logits at every position."""
         resid = self.embedded(tokens, tap)
-        frame = self.frame(tokens)
+        frame = self.frame(tokens, tap=tap)
         for block in self.blocks:
             resid = block(resid, frame, tap)
         return self.logits(resid, tap)
 
-    def embedded(self, tokens: Int[Tensor, "batch pos"], tap: Tap = NO_TAP) -> Stream:
-        """The residual stream before the first block."""
-        resid = tap("embed", self.embed(tokens))
-        if self.config.positions not in ("learned", "shortformer"):
-            return resid
-        added = tap("pos_embed", self.pos_embed.weight[: tokens.shape[1]].expand_as(resid))
-        return resid + added if self.config.positions == "learned" else resid
+    def embedded(self, tokens: Int[Tensor, "batch all"], tap: Tap = NO_TAP, start: int = 0) -> Stream:
+        """The residual stream before the first block, at the positions from `start` on."""
+        resid = tap("embed", self.embed(tokens[:, start:]))
+        return resid + self._position_table(tokens, tap, start) if self.config.positions == "learned" else resid
+
+    def _position_table(self, tokens: Int[Tensor, "batch all"], tap: Tap, start: int) -> Stream:
+        rows = self.pos_embed(torch.arange(start, tokens.shape[1], device=tokens.device))
+        return tap("pos_embed", rows.expand(len(tokens), -1, -1))
 
     def frame(
         self,
-        tokens: Int[Tensor, "batch pos"],
+        tokens: Int[Tensor, "batch all"],
         start: int = 0,
         past: Mapping[int, tuple[PerKeyHead, PerKeyHead]] | None = None,
+        tap: Tap = NO_TAP,
     ) -> Frame:
         """What the layers share when positions from `start` on are computed and those before are in `past`."""
         length, device = tokens.shape[1], tokens.device
@@ -359,7 +368,7 @@ class Transformer(nn.Module):
         rotation = None
         if self.config.turned:
             rotation = rotary_table(self.config, torch.arange(start, length, device=device), self.dtype)
-        key_positions = self.pos_embed.weight[start:length] if self.config.positions == "shortformer" else None
+        key_positions = self._position_table(tokens, tap, start) if self.config.positions == "shortformer" else None
         return Frame(visible, rotation, key_positions, past if start else None)
 
     def logits(self, resid: Stream, tap: Tap = NO_TAP) -> Float[Tensor, "batch pos d_vocab_out"]:

@@ -1,0 +1,148 @@
+"""Networks to disk and back: model folders of safetensors, never pickle; nothing is used before it is checked."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+import safetensors
+import torch
+from safetensors.torch import save as to_bytes
+from torch import Tensor
+
+from headwork.errors import UserError
+from headwork.model.card import ModelCard
+from headwork.model.config import TransformerConfig
+from headwork.model.files import kind_of, pickled, sha256_of
+from headwork.model.folder import CONFIG, WEIGHTS, Record, read_record
+from headwork.model.transformer import Transformer
+from headwork.store.atomic import plain_errors, write_file, write_folder
+
+TIED = "unembed.weight"
+"""The parameter that a network with tied embeddings shares with `embed.weight`; it is not written."""
+
+
+def save(model: Transformer, folder: Path | str, card: ModelCard) -> Path:
+    """Write a model folder in one step and return its path; the card's `sha256` is filled in.
+
+    Saving the same network with the same card again changes nothing. Raises `UserError` where the folder already holds
+    something else or cannot be written.
+    """
+    folder = Path(folder)
+    weights = to_bytes(_own_state(model), metadata={"format": "pt"})
+    digest = hashlib.sha256(weights).hexdigest()
+    record = Record(card.name, model.config, dataclasses.replace(card, sha256=digest), digest)
+    config = json.dumps(record.to_dict(), indent=2, ensure_ascii=False) + "\n"
+    with plain_errors(folder):
+        if folder.is_dir() and not any(folder.iterdir()):
+            folder.rmdir()
+    if not folder.exists():
+        with write_folder(folder) as temporary:
+            write_file(temporary / WEIGHTS, weights)
+            write_file(temporary / CONFIG, config)
+    if not _holds(folder, config, digest):
+        raise UserError(f"{folder} already holds something else; choose another folder or remove it.")
+    return folder
+
+
+def load(folder: Path | str, dtype: torch.dtype | None = None) -> Transformer:
+    """Read a model folder; the network is on the CPU, in float32 unless `dtype` says otherwise, and carries its card.
+
+    Names, shapes, types, finiteness and the sha256 of all weights are checked before a network is made of them. Raises
+    `UserError` that names what is wrong.
+    """
+    folder = Path(folder)
+    if folder.is_file():
+        raise pickled(folder) if kind_of(folder) == "torch" else UserError(f"{folder} is a file, not a model folder.")
+    record = read_record(folder)
+    path = folder / WEIGHTS
+    if not path.is_file():
+        raise UserError(f"{folder} has no {WEIGHTS}.")
+    state = read_safetensors(path)
+    check_weights(state, record.architecture, str(path))
+    found = sha256_of(path)
+    if found != record.weights_sha256:
+        raise UserError(
+            f"{path} has the sha256 {found}, but {CONFIG} records {record.weights_sha256}: the weights are not those "
+            "that the folder describes."
+        )
+    return assemble(record.architecture, state, record.card, dtype)
+
+
+def read_safetensors(path: Path) -> dict[str, Tensor]:
+    """All tensors of a safetensors file. Raises `UserError` where it is pickled, truncated or corrupt."""
+    if kind_of(path) == "torch":
+        raise pickled(path)
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is not a mapping
+    except (safetensors.SafetensorError, OSError, ValueError, RuntimeError) as error:
+        raise UserError(f"{path} is truncated or corrupt, or not safetensors ({error}).") from error
+
+
+def check_weights(state: Mapping[str, Tensor], config: TransformerConfig, where: str) -> None:
+    """Hold weights against an architecture. Raises `UserError` that names the first tensor that is amiss."""
+    # A block has at least two matrices, so an absurd depth is found before that many blocks are made.
+    expected = _shapes(config) if 2 * config.n_layers <= len(state) else None
+    if expected is None:
+        raise UserError(f"{where} holds {len(state)} tensors, too few for {config.n_layers} layers.")
+    for name in sorted(set(state) - set(expected)):
+        raise UserError(f"{where} holds a tensor {name} that this architecture does not have.")
+    for name, shape in expected.items():
+        if name not in state:
+            raise UserError(f"{where} lacks the tensor {name} of shape {list(shape)}.")
+        check_tensor(name, state[name], shape, where)
+
+
+def check_tensor(name: str, tensor: Tensor, shape: tuple[int, ...], where: str) -> None:
+    """Raise `UserError` unless a tensor has this shape, floating-point entries, and no NaN or infinity."""
+    if tuple(tensor.shape) != shape:
+        raise UserError(f"{where}: {name} has shape {list(tensor.shape)}, but {list(shape)} is expected.")
+    if not tensor.is_floating_point():
+        raise UserError(f"{where}: {name} is of type {tensor.dtype}; weights must be floating-point numbers.")
+    if not tensor.isfinite().all():
+        kind = "NaN" if tensor.isnan().any() else "infinite"
+        raise UserError(f"{where}: {name} has {kind} entries; all weights must be finite.")
+
+
+def assemble(
+    config: TransformerConfig, state: Mapping[str, Tensor], card: ModelCard, dtype: torch.dtype | None = None
+) -> Transformer:
+    """A network of weights that `check_weights` has passed, in `dtype` (float32 by default), ready to be run."""
+    with torch.device("meta"):
+        model = Transformer(config)
+    weights = {name: tensor.to(dtype or torch.float32).contiguous() for name, tensor in state.items()}
+    if config.tied:
+        weights[TIED] = weights["embed.weight"]
+    model.load_state_dict(weights, assign=True)
+    if config.tied:
+        model.unembed.weight = model.embed.weight
+    model.card = card
+    return model.eval()
+
+
+def _own_state(model: Transformer) -> dict[str, Tensor]:
+    state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    if model.config.tied:
+        del state[TIED]
+    return state
+
+
+def _shapes(config: TransformerConfig) -> dict[str, tuple[int, ...]]:
+    """The names and shapes that a weights file for this architecture has."""
+    try:
+        with torch.device("meta"):
+            state = Transformer(config).state_dict()
+    except (RuntimeError, TypeError, OverflowError) as error:  # sizes beyond what a tensor can have
+        raise UserError("The sizes in the model's configuration are too large for any tensor.") from error
+    return {name: tuple(tensor.shape) for name, tensor in state.items() if not (config.tied and name == TIED)}
+
+
+def _holds(folder: Path, config: str, digest: str) -> bool:
+    """Whether a folder is the very model folder that would be written."""
+    if not folder.is_dir() or {path.name for path in folder.iterdir()} != {CONFIG, WEIGHTS}:
+        return False
+    return (folder / CONFIG).read_bytes() == config.encode() and sha256_of(folder / WEIGHTS) == digest

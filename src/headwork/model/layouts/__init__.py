@@ -1,0 +1,42 @@
+"""Checkpoint layouts: one file each, which turns the tensors of others into an architecture and our weights.
+
+A layout is a module with one function `convert(state, config) -> Converted`. To add one, write the file and name it
+here; nothing of it is imported until it is used.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from headwork.errors import UserError, unknown
+
+if TYPE_CHECKING:
+    from headwork.model.layouts.converted import Converted
+
+LAYOUTS: Mapping[str, str] = {"transformer-lens": "transformer_lens", "nanda": "nanda", "gpt2": "gpt2"}
+"""The name a user gives, and the module of this package that reads the layout."""
+
+HUB_LAYOUTS: Mapping[str, str] = {"gpt2": "gpt2"}
+"""The `model_type` in a Hugging Face `config.json`, and the layout that reads such a folder."""
+
+
+def converter(layout: str) -> Callable[[Mapping[str, Any], Mapping[str, Any]], Converted]:
+    """The function that reads a layout: takes what the file holds and the settings beside it.
+
+    Raises `UserError` for an unknown layout.
+    """
+    if layout not in LAYOUTS:
+        raise unknown("checkpoint layout", layout, LAYOUTS)
+    return importlib.import_module(f"{__name__}.{LAYOUTS[layout]}").convert
+
+
+def hub_layout(config: Mapping[str, Any], where: str) -> str:
+    """The layout for a Hugging Face configuration. Raises `UserError` for a family that is not read yet."""
+    family = str(config.get("model_type"))
+    if family not in HUB_LAYOUTS:
+        raise UserError(
+            f"{where} is of the architecture family {family!r}; families that Headwork reads: {', '.join(HUB_LAYOUTS)}."
+        )
+    return HUB_LAYOUTS[family]

@@ -1,0 +1,193 @@
+"""Where networks come from: `zoo:NAME`, `hf:ORG/NAME`, `artifact:NAME`, or the path of a folder.
+
+`locate` says what a SPEC stands for without importing torch, so that a finished result is found quickly; `load` makes
+the network.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from headwork.errors import UserError, nearest, unknown
+from headwork.model.artifacts import artifact, artifacts, at_hand, fetch
+from headwork.model.card import ModelCard
+from headwork.model.config import TransformerConfig
+from headwork.model.files import kind_of, pickled, read_json, sha256_of
+from headwork.model.folder import CONFIG, WEIGHTS, read_record
+from headwork.model.hub import snapshot
+from headwork.model.importing import hub_weights, read_checkpoint
+from headwork.model.layouts import hub_layout
+
+if TYPE_CHECKING:
+    import torch
+
+    from headwork.model.transformer import Transformer
+
+Kind = Literal["zoo", "hf", "artifact", "folder"]
+DEVICES = ("cpu", "cuda")
+ZOO = Path(__file__).parent / "zoo"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Located:
+    """What a SPEC stands for.
+
+    `sha256` is that of the weights; `path` a folder, or an artefact's file, None if it has to be fetched first;
+    `layout` and `config` say how to read it, None and empty for Headwork's own model folders, which alone have their
+    `architecture` known without opening the weights.
+    """
+
+    spec: str
+    kind: Kind
+    sha256: str
+    card: ModelCard
+    path: Path | None
+    layout: str | None = None
+    config: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    architecture: TransformerConfig | None = None
+
+    def identity(self) -> dict[str, Any]:
+        """Plain data that fixes the network and what is known of its training data, wherever its files lie."""
+        architecture = None if self.architecture is None else self.architecture.to_dict()
+        return {
+            "sha256": self.sha256,
+            "layout": self.layout,
+            "config": dict(self.config),
+            "architecture": architecture,
+            "data": None if self.card.data is None else dict(self.card.data),
+        }
+
+
+def load(spec: str, device: str = "cpu", dtype: torch.dtype | None = None) -> Transformer:
+    """The network that a SPEC stands for, on a device, in float32 unless `dtype` says otherwise, with its card.
+
+    Raises `UserError` for an unknown SPEC or device, and for weights that are missing, damaged or not what they should
+    be.
+    """
+    check_device(device)
+    found = locate(spec)
+    from headwork.model.checkpoints import assemble, check_weights
+    from headwork.model.checkpoints import load as load_folder
+
+    if found.layout is None:
+        assert found.path is not None  # noqa: S101 - only artefacts can be elsewhere, and they have a layout
+        model = load_folder(found.path, dtype)
+        model.card = found.card
+        return model.to(device)
+    path = fetch(artifact(found.card.name)) if found.kind == "artifact" else found.path
+    assert path is not None  # noqa: S101 - as above
+    converted = read_checkpoint(path, found.layout, found.config)
+    check_weights(converted.state, converted.architecture, found.spec)
+    card = dataclasses.replace(
+        found.card,
+        training={**converted.training, **found.card.training},
+        data=converted.data,
+        inferred=converted.inferred,
+    )
+    return assemble(converted.architecture, converted.state, card, dtype).to(device)
+
+
+def locate(spec: str) -> Located:
+    """What a SPEC stands for, without torch; a network of the hub is downloaded if it is not in the hub's cache.
+
+    Raises `UserError` that names the nearest valid SPEC.
+    """
+    kind, _, name = spec.partition(":")
+    if kind == "zoo":
+        if name not in zoo_names():
+            raise unknown("zoo model", name, zoo_names())
+        return _own(spec, "zoo", ZOO / name)
+    if kind == "artifact":
+        wanted = artifact(name)
+        card = ModelCard(
+            name=name,
+            spec=spec,
+            sha256=wanted.sha256,
+            description=wanted.description,
+            source=wanted.url,
+            licence=wanted.licence,
+        )
+        return Located(
+            spec=spec,
+            kind="artifact",
+            sha256=wanted.sha256,
+            card=card,
+            path=at_hand(wanted),
+            layout=wanted.layout,
+            config=wanted.config,
+        )
+    if kind == "hf":
+        repo, _, revision = name.partition("@")
+        found = snapshot(repo, revision or None)
+        return _hub(spec, "hf", found.folder, repo, f"huggingface.co/{repo} at {found.commit}")
+    return _folder(spec)
+
+
+def zoo_names() -> list[str]:
+    """The networks inside the package."""
+    return sorted(path.parent.name for path in ZOO.glob(f"*/{CONFIG}"))
+
+
+def check_device(device: str) -> None:
+    """Raise `UserError` unless this is a device that the machine has."""
+    if device not in DEVICES:
+        raise unknown("device", device, DEVICES)
+    if device == "cuda":
+        import torch
+
+        if not torch.cuda.is_available():
+            raise UserError("This machine has no CUDA device that PyTorch can use; take --device cpu.")
+
+
+def _folder(spec: str) -> Located:
+    path = Path(spec).expanduser()
+    if path.is_file():
+        if kind_of(path) == "torch":
+            raise pickled(path)
+        raise UserError(
+            f"{path} is a file; give the model folder that has it, or import it with `headwork models import`."
+        )
+    if not path.is_dir():
+        raise _not_a_folder(spec)
+    if (path / CONFIG).is_file() and "model_type" in read_json(path / CONFIG):
+        return _hub(spec, "folder", path, path.resolve().name, str(path))
+    return _own(spec, "folder", path)
+
+
+def _own(spec: str, kind: Kind, folder: Path) -> Located:
+    record = read_record(folder)
+    found = sha256_of(folder / WEIGHTS) if (folder / WEIGHTS).is_file() else record.weights_sha256
+    return Located(
+        spec=spec,
+        kind=kind,
+        sha256=found,
+        card=dataclasses.replace(record.card, spec=spec),
+        path=folder,
+        architecture=record.architecture,
+    )
+
+
+def _hub(spec: str, kind: Kind, folder: Path, name: str, source: str) -> Located:
+    config = read_json(folder / CONFIG)
+    layout = hub_layout(config, spec)
+    digest = sha256_of(hub_weights(folder))
+    card = ModelCard(name=name, spec=spec, sha256=digest, source=source, licence="see its page on the hub")
+    return Located(spec=spec, kind=kind, sha256=digest, card=card, path=folder, layout=layout, config=config)
+
+
+def _not_a_folder(spec: str) -> UserError:
+    """The error for what is neither a SPEC nor a path: names what may have been meant."""
+    accepted = "a model is given as zoo:NAME, hf:ORG/NAME, artifact:NAME or the path of a model folder"
+    if re.fullmatch(r"[A-Za-z]\w+:[^/\\].*", spec):
+        scheme, _, name = spec.partition(":")
+        close = nearest(scheme, ("zoo", "hf", "artifact"))
+        return UserError(f"Unknown model {spec!r}: {accepted}{f'; nearest: {close[0]}:{name}' if close else ''}.")
+    if "/" in spec or "\\" in spec:
+        return UserError(f"There is no model folder {spec}: {accepted}.")
+    specs = {name: f"zoo:{name}" for name in zoo_names()} | {name: f"artifact:{name}" for name in artifacts()}
+    meant = [specs[name] for name in ([spec] if spec in specs else nearest(spec, specs))] or [f"hf:{spec}"]
+    return UserError(f"Unknown model {spec!r}: {accepted}; nearest: {', '.join(meant)}.")
