@@ -1,1 +1,1 @@
-
+"""Training: recipes, the loop, and what is measured on a finished network."""
