@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from headwork.draw.attention_maps import AttentionPanel, attention, attention_grid
     from headwork.draw.bars import BarRow, interval_bars
     from headwork.draw.circuit_diagram import circuit
-    from headwork.draw.circuit_layout import CircuitEdge, CircuitNode
+    from headwork.draw.circuit_graph import CircuitEdge, CircuitNode
     from headwork.draw.curve_plot import Reference, Series, Span, curves
     from headwork.draw.forest_plot import ForestRow, forest
     from headwork.draw.heat_map import heatmap
@@ -42,8 +42,8 @@ __all__ = [
 _HOME = {
     "AttentionPanel": "attention_maps",
     "BarRow": "bars",
-    "CircuitEdge": "circuit_layout",
-    "CircuitNode": "circuit_layout",
+    "CircuitEdge": "circuit_graph",
+    "CircuitNode": "circuit_graph",
     "ForestRow": "forest_plot",
     "Picture": "picture",
     "Reference": "curve_plot",

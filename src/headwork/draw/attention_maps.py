@@ -129,7 +129,7 @@ def _draw(
     upright = max(text_width(label, size) for label in labels) > each * step * 0.9
     axes.set_yticks(places, labels, fontsize=size)
     axes.set_xticks(places, labels, fontsize=size, rotation=90 if upright else 0)
-    put_title(axes, panel.title)
+    put_title(axes, panel.title, side_cm + 0.6)
     cells.outline(axes, mask, width=float(np.clip(each * 0.12, 0.35, 1.1)))
 
 

@@ -9,7 +9,7 @@ from matplotlib.patches import Patch
 
 from headwork.draw import colour, rows
 from headwork.draw.picture import Picture, require_alt
-from headwork.draw.style import TEXT_WIDTH_CM, finish, look, new_figure
+from headwork.draw.style import SIZE, TEXT_WIDTH_CM, finish, look, new_figure, put_title, wrapped
 from headwork.errors import UserError
 
 
@@ -58,7 +58,7 @@ def interval_bars(
         figure = new_figure(width_cm, height)
         axes = figure.add_subplot()
         extra = [0.0, *([] if reference is None else [reference])]
-        rows.frame(axes, parts, lines, x_label, limits or rows.span(parts, extra))
+        rows.frame(axes, parts, lines, wrapped(x_label, width_cm * 0.5, SIZE), limits or rows.span(parts, extra))
         axes.axvline(0, color=colour.MUTED, linewidth=0.6, zorder=3)
         if reference is not None:
             rows.vertical(axes, reference, reference_label)
@@ -69,7 +69,7 @@ def interval_bars(
                 axes.plot([bar.value], [y], marker="o", markersize=3.6, color=ink, linestyle="none", zorder=4)
             if bar.low is not None and bar.high is not None:
                 axes.plot([bar.low, bar.high], [y, y], color=ink, linewidth=1.4, zorder=4)
-        rows.put_heading(axes, title, bool(reference_label))
+        put_title(axes, title, width_cm * 0.6, pad=12 if reference_label else 5)
         if named:
             handles = [Patch(facecolor=inks[kind], alpha=0.7, label=kind) for kind in named]
             figure.legend(handles=handles, loc="outside lower center", ncols=len(named), handlelength=1.0)

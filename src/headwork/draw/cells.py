@@ -15,7 +15,7 @@ from matplotlib.path import Path
 
 from headwork.draw import colour
 from headwork.draw.checks import Array
-from headwork.draw.style import FONT, SMALL, number
+from headwork.draw.style import FONT, SMALL, number, wrapped
 from headwork.errors import UserError
 
 RULED_CELLS = 900
@@ -112,7 +112,7 @@ def colour_bar(
     """A colour bar a quarter of a centimetre wide to the right of the axes, at most 5 cm high; an image."""
     long = min(height_cm * 0.9, 5.0)
     bar = figure.colorbar(colours, ax=axes, fraction=0.05, pad=0.02, aspect=long / 0.25, shrink=long / height_cm)
-    bar.set_label(label, fontsize=SMALL)
+    bar.set_label(wrapped(label, height_cm, SMALL), fontsize=SMALL)
     bar.outline.set_linewidth(0.4)  # pyright: ignore[reportCallIssue]
     bar.ax.tick_params(labelsize=SMALL, width=0.4, length=2)
     bar.solids.set_rasterized(True)  # pyright: ignore[reportOptionalMemberAccess]

@@ -11,47 +11,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from headwork.draw.checks import interval
+from headwork.draw.circuit_graph import ROUTES, WIDE_KINDS, CircuitEdge, CircuitNode, check, has_ports, levels
 from headwork.draw.spread import spread
 from headwork.draw.style import POINTS_PER_CM, SIZE, SMALL, text_width
-from headwork.errors import UserError, unknown
 
-ROUTES = ("", "q", "k", "v")
-# Where in a layer a kind of node computes; other kinds stand with the heads.
-_ORDER_IN_LAYER = {"embed": 0, "head": 1, "mlp": 2, "logits": 3}
-WIDE_KINDS = ("embed", "logits")
 PORT_CM = 0.3
 _NODE_GAP, _WAY_WIDTH, _LABEL_CM = 0.8, 0.7, (1.75, 0.62)
-
-
-@dataclass(frozen=True)
-class CircuitNode:
-    """A node of the circuit. `layer` orders it from the bottom; within a layer, MLPs stand above heads."""
-
-    id: str
-    label: str
-    layer: int
-    kind: str = "head"
-    note: str = ""
-    emphasised: bool = False
-
-
-@dataclass(frozen=True)
-class CircuitEdge:
-    """A measured effect of one node on another, its interval where it has one, and the input (`route`) it enters by."""
-
-    source: str
-    target: str
-    effect: float
-    low: float | None = None
-    high: float | None = None
-    label: str = ""
-    route: str = ""
-
-    @property
-    def unclear(self) -> bool:
-        """Whether the interval includes zero."""
-        return self.low is not None and self.high is not None and self.low <= 0 <= self.high
+_LEAST_GAP, _LEAST_WAY = 0.25, 0.3
 
 
 @dataclass(frozen=True)
@@ -81,7 +47,9 @@ _Stop = tuple[str, int]
 def lay_out(
     nodes: Sequence[CircuitNode], edges: Sequence[CircuitEdge], most_width: float, height: float | None
 ) -> Layout:
-    """Place nodes and edges, at most so wide; the height follows from the labels unless it is given.
+    """Place nodes and edges; the height follows from the labels unless it is given.
+
+    At most so wide, unless the nodes of one level do not fit.
 
     Raises UserError for repeated or unknown ids, an edge that does not go upwards, an unknown route, a bad interval.
     """
@@ -97,44 +65,12 @@ def lay_out(
     return Layout(boxes, _ways(edges, nodes, boxes, x, y, level), width, tall)
 
 
-def check(nodes: Sequence[CircuitNode], edges: Sequence[CircuitEdge]) -> None:
-    """Raises UserError where the graph cannot be drawn."""
-    if not nodes:
-        raise UserError("A circuit diagram needs at least one node, and none was given.")
-    ids = [node.id for node in nodes]
-    for name in ids:
-        if ids.count(name) > 1:
-            raise UserError(f"The node {name!r} is given {ids.count(name)} times; every node needs an id of its own.")
-    level = levels(nodes)
-    for edge in edges:
-        for end in (edge.source, edge.target):
-            if end not in level:
-                raise unknown("node of the circuit", end, ids)
-        if edge.route not in ROUTES:
-            raise unknown("route of an edge", edge.route, ROUTES[1:])
-        if level[edge.source] >= level[edge.target]:
-            raise UserError(f"The edge {edge.source} → {edge.target} does not go upwards; a later part cannot feed it.")
-        interval(f"The edge {edge.source} → {edge.target}", edge.effect, edge.low, edge.high)
-
-
-def levels(nodes: Sequence[CircuitNode]) -> dict[str, int]:
-    """The level of each node from the bottom, counted without gaps."""
-    rank = {node.id: (node.layer, _ORDER_IN_LAYER.get(node.kind, 1)) for node in nodes}
-    places = {r: i for i, r in enumerate(sorted(set(rank.values())))}
-    return {name: places[r] for name, r in rank.items()}
-
-
 def node_size(node: CircuitNode, edges: Sequence[CircuitEdge]) -> tuple[float, float]:
     """Width and height of a node's box, its ports included."""
     text = max(text_width(node.label, SIZE, "bold"), text_width(node.note, SMALL - 0.6)) / POINTS_PER_CM
     ports = PORT_CM if has_ports(node.id, edges) else 0.0
     least = 2.6 if node.kind in WIDE_KINDS else 1.35
     return max(least, text + 0.4), 0.55 + (0.28 if node.note else 0.0) + ports
-
-
-def has_ports(name: str, edges: Sequence[CircuitEdge]) -> bool:
-    """Whether some edge enters this node by its query, key or value input."""
-    return any(edge.target == name and edge.route for edge in edges)
 
 
 def _stops(
@@ -201,11 +137,13 @@ def _columns(
         weight = 1 + 2 * (a[1] >= 0) + 2 * (b[1] >= 0)
         near[a] += [b] * weight
         near[b] += [a] * weight
-    wide = {stop: size[stop[0]][0] if stop[1] < 0 else _WAY_WIDTH for row in stops for stop in row}
-    needed = max(sum(wide[s] for s in row) + _NODE_GAP * (len(row) - 1) for row in stops)
+    gap, way = _NODE_GAP, _WAY_WIDTH
+    if _needed(stops, size, gap, way) > most_width - 0.6:
+        gap, way = _LEAST_GAP, _LEAST_WAY
+    wide = {stop: size[stop[0]][0] if stop[1] < 0 else way for row in stops for stop in row}
     busiest = max((sum(1 for a, _ in links if a in row) for row in map(set, stops)), default=0)
-    width = float(min(most_width, max(needed, 0.8 * _LABEL_CM[0] * busiest, 5.0) + 0.6))
-    squeeze = min(1.0, (width - 0.6) / needed)
+    width = float(min(most_width, max(0.8 * _LABEL_CM[0] * busiest, 5.0) + 0.6))
+    width = max(width, _needed(stops, size, gap, way) + 0.6)
     x: dict[_Stop, float] = {}
     for row in stops:
         step = width / len(row)
@@ -215,12 +153,17 @@ def _columns(
             wanted = np.array([np.mean([x[o] for o in near[s]]) if near[s] else x[s] for s in row])
             # Ties and inversions would undo the order that has the fewest crossings.
             wanted = np.maximum.accumulate(wanted)
-            half = np.array([wide[s] for s in row]) * squeeze / 2
-            gaps = half[1:] + half[:-1] + _NODE_GAP * squeeze
+            half = np.array([wide[s] for s in row]) / 2
+            gaps = half[1:] + half[:-1] + gap
             x.update(zip(row, spread(wanted, gaps, 0.3 + half[0], width - 0.3 - half[-1]).tolist()))
     left = min(x[s] - wide[s] / 2 for row in stops for s in row)
     right = max(x[s] + wide[s] / 2 for row in stops for s in row)
     return {stop: at + (width - left - right) / 2 for stop, at in x.items()}, width
+
+
+def _needed(stops: list[list[_Stop]], size: dict[str, tuple[float, float]], gap: float, way: float) -> float:
+    """The width of the widest level."""
+    return max(sum(size[s[0]][0] if s[1] < 0 else way for s in row) + gap * (len(row) - 1) for row in stops)
 
 
 def _lines(

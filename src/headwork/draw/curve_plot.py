@@ -15,7 +15,19 @@ from headwork.draw import colour
 from headwork.draw.checks import Array, numbers, same_length
 from headwork.draw.picture import Picture, require_alt
 from headwork.draw.spread import spread
-from headwork.draw.style import SIZE, SMALL, figure_of, finish, look, new_figure
+from headwork.draw.style import (
+    POINTS_PER_CM,
+    SIZE,
+    SMALL,
+    figure_of,
+    finish,
+    look,
+    new_figure,
+    printable,
+    put_title,
+    text_width,
+    wrapped,
+)
 from headwork.errors import UserError
 
 STYLES = ("line", "points")
@@ -81,7 +93,7 @@ def curves(
 ) -> Picture:
     """Draw one or more curves over the same x. Sizes in cm. Series of one name share a colour and are named once.
 
-    Up to nine names stand beside the plot, each at the height where its curve ends; more go into a legend below.
+    Up to nine names stand beside the plot, each at the height where its curve ends; more or long ones go into a legend.
     Raises UserError for empty alt text, no series, more than seven names, lengths that disagree, or a log axis with
     values of zero or less.
     """
@@ -93,8 +105,8 @@ def curves(
         axes.grid(axis="y")
         for curve in drawn:
             _draw(axes, curve)
-        axes.set_xlabel(x_label)
-        axes.set_ylabel(y_label)
+        axes.set_xlabel(wrapped(x_label, width_cm * 0.7, SIZE))
+        axes.set_ylabel(wrapped(y_label, height_cm - 1.2, SIZE))
         _scale(axes, x_log, y_log)
         axes.margins(x=0.01)
         for reference in references:
@@ -102,12 +114,12 @@ def curves(
         if y_limits is not None:
             axes.set_ylim(*y_limits)
         shaded = _shade(axes, spans)
-        if title:
-            axes.set_title(title, pad=5 + 9 * shaded)
-        names = len({curve.name for curve in drawn})
-        if names + len(references) > _MOST_NAMES:
-            _legend(axes, references)
-        elif names > 1 or references:
+        put_title(axes, title, width_cm * 0.75, pad=14 if shaded else 5)
+        names = list(dict.fromkeys([curve.name for curve in drawn] + [printable(r.label) for r in references]))
+        longest_cm = max(text_width(name, SIZE) for name in names) / POINTS_PER_CM
+        if len(names) > _MOST_NAMES or longest_cm > 0.4 * width_cm:
+            _legend(axes, references, max(1, int((width_cm - 0.5) / (longest_cm + 1.3))))
+        elif len(names) > 1:
             _name_ends(axes, drawn, references)
         return finish(figure, name=title, alt=alt)
 
@@ -139,7 +151,9 @@ def _curve(series: Series, ink: str, x_log: bool, y_log: bool) -> _Curve:
     for axis, array, is_log in (("x", x, x_log), ("y", y, y_log)):
         if is_log and (array <= 0).any():
             raise UserError(f"A logarithmic {axis} axis shows numbers above zero; {name} has {np.nanmin(array):g}.")
-    return _Curve(series.name, x, y, low, high, series.style, ink)
+    if not np.isfinite(x + y).any():
+        raise UserError(f"No point of {name} has both an x and a y value; leave it out and say so in the caption.")
+    return _Curve(printable(series.name), x, y, low, high, series.style, ink)
 
 
 def _draw(axes: Axes, curve: _Curve) -> None:
@@ -180,19 +194,19 @@ def _shade(axes: Axes, spans: Sequence[Span]) -> bool:
     return bool(named)
 
 
-def _legend(axes: Axes, references: Sequence[Reference]) -> None:
+def _legend(axes: Axes, references: Sequence[Reference], columns: int) -> None:
     for reference in references:
-        axes.plot([], [], color=colour.MUTED, linewidth=0.8, linestyle=(0, (4, 2)), label=reference.label)
+        axes.plot([], [], color=colour.MUTED, linewidth=0.8, linestyle=(0, (4, 2)), label=printable(reference.label))
     figure = figure_of(axes)
     named = dict(zip(*reversed(axes.get_legend_handles_labels())))
-    figure.legend(named.values(), named.keys(), loc="outside lower center", ncols=3)
+    figure.legend(named.values(), named.keys(), loc="outside lower center", ncols=columns)
 
 
 def _name_ends(axes: Axes, drawn: Sequence[_Curve], references: Sequence[Reference]) -> None:
     """Write each name right of the plot at the height of its curve's end; where two would touch, move them apart."""
     figure = figure_of(axes)
     ends = [(*_end(curve), curve.name, curve.ink) for curve in {curve.name: curve for curve in drawn}.values()]
-    ends += [(axes.get_xlim()[1], r.value, r.label, colour.MUTED) for r in references]
+    ends += [(axes.get_xlim()[1], r.value, printable(r.label), colour.MUTED) for r in references]
     beside = blended_transform_factory(axes.transAxes, axes.transData)
     texts = [
         axes.annotate(
@@ -217,9 +231,7 @@ def _name_ends(axes: Axes, drawn: Sequence[_Curve], references: Sequence[Referen
 
 
 def _end(curve: _Curve) -> tuple[float, float]:
-    """The right-most point that has a value, or the origin of the plot where none has."""
+    """The right-most point that has a value."""
     given = np.flatnonzero(np.isfinite(curve.y) & np.isfinite(curve.x))
-    if not given.size:
-        return 0.0, 0.0
     last = given[np.argmax(curve.x[given])]
     return float(curve.x[last]), float(curve.y[last])

@@ -9,7 +9,7 @@ import numpy as np
 
 from headwork.draw import colour, rows
 from headwork.draw.picture import Picture, require_alt
-from headwork.draw.style import TEXT_WIDTH_CM, finish, look, new_figure
+from headwork.draw.style import SIZE, TEXT_WIDTH_CM, finish, look, new_figure, put_title, wrapped
 from headwork.errors import UserError
 
 
@@ -53,7 +53,7 @@ def forest(
     with look():
         figure = new_figure(width_cm, height)
         axes = figure.add_subplot()
-        rows.frame(axes, parts, lines, x_label, limits or rows.span(parts, extra))
+        rows.frame(axes, parts, lines, wrapped(x_label, width_cm * 0.5, SIZE), limits or rows.span(parts, extra))
         if reference is not None:
             rows.vertical(axes, reference, reference_label)
         for y, row, points in zip(lines.rows, estimates, seeds):
@@ -66,7 +66,7 @@ def forest(
                 axes.plot([row.low, row.high], [y, y], color=colour.INK, linewidth=1.3, zorder=3)
             if row.value is not None:
                 axes.plot([row.value], [y], marker="s", markersize=4, color=colour.INK, zorder=4, linestyle="none")
-        rows.put_heading(axes, title, bool(reference_label))
+        put_title(axes, title, width_cm * 0.6, pad=12 if reference_label else 5)
         return finish(figure, name=title, alt=alt)
 
 

@@ -21,9 +21,13 @@ from headwork.draw.style import (
     new_figure,
     printable,
     put_title,
+    shorten,
     text_width,
+    wrapped,
 )
 from headwork.errors import UserError
+
+LONGEST_NAME = 32
 
 
 def heatmap(
@@ -56,36 +60,50 @@ def heatmap(
     mask = _mask(marks, array.shape)
     if annotate is None:
         annotate = array.size <= cells.ANNOTATED_CELLS
-    width, height = _size(array.shape, [printable(r) for r in rows], annotate)
+    fitted = _size(array.shape, rows, columns, annotate)
+    width, height = width_cm or fitted[0], height_cm or fitted[1]
     with look():
-        figure = new_figure(width_cm or width, height_cm or height)
+        figure = new_figure(width, height)
         axes = figure.add_subplot()
         colours = cells.scale(array, centre, limits)
         cells.paint(axes, array, colours)
         cells.bare(axes)
-        name_axis(axes, "y", rows, (height_cm or height) * 0.8)
-        name_axis(axes, "x", columns, (width_cm or width) * 0.7)
-        axes.set_xlabel(column_label)
-        axes.set_ylabel(row_label)
-        put_title(axes, title)
+        name_axis(axes, "y", rows, max(height - 1.4, 1.0))
+        name_axis(axes, "x", columns, max(width - _beside_cm(rows), 1.0))
+        axes.set_xlabel(wrapped(column_label, width * 0.7, SIZE))
+        axes.set_ylabel(wrapped(row_label, height - 1.2, SIZE))
+        put_title(axes, title, width * 0.8)
         cells.outline(axes, mask)
         if annotate:
             cells.write_numbers(axes, array, colours, SMALL)
-        cells.colour_bar(figure, axes, colours, value_label, (height_cm or height) - 1.4)
+        cells.colour_bar(figure, axes, colours, value_label, height - 1.4)
         return finish(figure, name=title, alt=alt)
 
 
 def name_axis(axes: Axes, axis: str, names: Sequence[str], length_cm: float) -> None:
     """Label the cells along one axis; x labels turn upright where they would touch; every n-th where space is short."""
-    each = length_cm * POINTS_PER_CM / len(names)
-    step = max(1, int(np.ceil(SMALL * 1.05 / each)))
+    step = _step(len(names), length_cm)
     places = range(0, len(names), step)
-    labels = [names[i] for i in places]
+    labels = [shorten(printable(names[i]), LONGEST_NAME) for i in places]
     if axis == "y":
         axes.set_yticks(places, labels)
-        return
-    upright = max(text_width(printable(label), SMALL) for label in labels) > each * step * 0.92
-    axes.set_xticks(places, labels, rotation=90 if upright else 0)
+    else:
+        axes.set_xticks(places, labels, rotation=90 if _upright(names, length_cm) else 0)
+
+
+def _step(count: int, length_cm: float) -> int:
+    """Every how many cells a name finds room."""
+    return max(1, int(np.ceil(SMALL * 1.05 * count / (length_cm * POINTS_PER_CM))))
+
+
+def _upright(names: Sequence[str], length_cm: float) -> bool:
+    """Whether names side by side along this length would touch."""
+    each = length_cm / len(names) * _step(len(names), length_cm)
+    return _longest_cm(names) > each * 0.92
+
+
+def _longest_cm(names: Sequence[str]) -> float:
+    return max(text_width(shorten(printable(name), LONGEST_NAME), SMALL) for name in names) / POINTS_PER_CM
 
 
 def _mask(marks: Sequence[tuple[int, int]], shape: tuple[int, ...]) -> npt.NDArray[np.bool_]:
@@ -100,10 +118,15 @@ def _mask(marks: Sequence[tuple[int, int]], shape: tuple[int, ...]) -> npt.NDArr
     return mask
 
 
-def _size(shape: tuple[int, ...], rows: Sequence[str], annotate: bool) -> tuple[float, float]:
+def _size(shape: tuple[int, ...], rows: Sequence[str], columns: Sequence[str], annotate: bool) -> tuple[float, float]:
     """A width and height in cm that give cells a comfortable size within the text width."""
-    names_cm = max(text_width(name, SIZE) for name in rows) / POINTS_PER_CM
-    cell_cm = 1.0 if annotate else 0.55
-    width = min(TEXT_WIDTH_CM, max(5.5, shape[1] * cell_cm + names_cm + 2.6))
-    height = min(14.0, max(3.2, shape[0] * (0.62 if annotate else 0.42) + 1.9))
-    return width, height
+    beside = _beside_cm(rows)
+    width = min(TEXT_WIDTH_CM, max(5.5, shape[1] * (1.0 if annotate else 0.55) + beside))
+    height = min(14.0, max(1.3, shape[0] * (0.62 if annotate else 0.42)) + 1.9)
+    upright = _upright(columns, max(width - beside, 1.0))
+    return width, height + (_longest_cm(columns) - 0.3 if upright else 0.0)
+
+
+def _beside_cm(rows: Sequence[str]) -> float:
+    """The width in cm that row names, labels and the colour bar take beside the cells."""
+    return _longest_cm(rows) + 2.6

@@ -11,10 +11,11 @@ from matplotlib.transforms import blended_transform_factory
 
 from headwork.draw import colour
 from headwork.draw.checks import interval
-from headwork.draw.style import SIZE, SMALL, with_interval
+from headwork.draw.style import SIZE, SMALL, printable, with_interval, wrapped
 from headwork.errors import UserError
 
 ROW_CM = 0.47
+_NOTE_CM, _NOTE_SIZE = 4.2, SMALL - 0.6
 
 
 @dataclass(frozen=True)
@@ -52,8 +53,9 @@ def place(rows: Sequence[Row]) -> Lines:
                 headings.append((y, row.group))
                 y += 1.0
             group = row.group
-        at.append(y)
-        y += 1.0
+        extra = 0.28 * max(0, len(_texts(row)) - 2)
+        at.append(y + extra)
+        y += 1.0 + 2 * extra
     return Lines(tuple(at), tuple(headings), y)
 
 
@@ -70,7 +72,7 @@ def frame(axes: Axes, rows: Sequence[Row], lines: Lines, x_label: str, x_range: 
     """Labels at the left, headings, the column of numbers and notes at the right, thin guides between."""
     axes.set_xlim(*x_range)
     axes.set_ylim(lines.height - 0.45, -0.55)
-    axes.set_yticks(lines.rows, [row.label for row in rows], fontsize=SIZE)
+    axes.set_yticks(lines.rows, [printable(row.label) for row in rows], fontsize=SIZE)
     axes.tick_params(axis="y", left=False, pad=4)
     axes.spines["left"].set_visible(False)
     axes.set_xlabel(x_label)
@@ -82,23 +84,25 @@ def frame(axes: Axes, rows: Sequence[Row], lines: Lines, x_label: str, x_range: 
             va="center", ha="left", fontweight="bold", fontsize=SIZE,
         )  # fmt: skip
     for y, row in zip(lines.rows, rows):
-        numbers = "" if row.value is None else with_interval(row.value, row.low, row.high)
-        _beside(axes, y, numbers, row.note)
+        _beside(axes, y, _texts(row))
         if row.value is None:
             axes.plot(x_range, [y, y], color=colour.FAINT, linewidth=0.8, linestyle=(0, (1, 2.5)), zorder=1)
 
 
-def _beside(axes: Axes, y: float, numbers: str, note: str) -> None:
-    """The numbers of a row, and its note under them in smaller, grey letters, or in their place."""
+def _texts(row: Row) -> list[tuple[str, bool]]:
+    """The lines at the right of a row, each with whether it is a note: the numbers, then the note or in its place."""
+    numbers = [] if row.value is None else [(with_interval(row.value, row.low, row.high), False)]
+    note = [(line, True) for line in wrapped(row.note, _NOTE_CM, _NOTE_SIZE).split("\n")] if row.note else []
+    return numbers + note
+
+
+def _beside(axes: Axes, y: float, texts: Sequence[tuple[str, bool]]) -> None:
     beside = blended_transform_factory(axes.transAxes, axes.transData)
-    put = [(numbers, SMALL, colour.INK, "normal")] if numbers else []
-    if note:
-        put.append((note, SMALL if not numbers else SMALL - 0.8, colour.MUTED, "italic"))
-    for index, (text, size, ink, style) in enumerate(put):
-        dy = 0.0 if len(put) == 1 else (3.2 if index == 0 else -3.4)
+    for index, (text, is_note) in enumerate(texts):
         axes.annotate(
-            text, (1, y), xycoords=beside, xytext=(8, dy), textcoords="offset points",
-            va="center", ha="left", fontsize=size, color=ink, fontstyle=style,
+            text, (1, y), xycoords=beside, xytext=(8, 6.8 * ((len(texts) - 1) / 2 - index)),
+            textcoords="offset points", va="center", ha="left", fontsize=_NOTE_SIZE if is_note else SMALL,
+            color=colour.MUTED if is_note else colour.INK, fontstyle="italic" if is_note else "normal",
         )  # fmt: skip
 
 
@@ -116,9 +120,3 @@ def vertical(axes: Axes, x: float, label: str) -> None:
 def jitter(count: int) -> np.ndarray:
     """Vertical offsets in rows for this many points: by index alone, so that the same data gives the same picture."""
     return 0.0 * np.arange(count) if count < 2 else ((np.arange(count) * 0.618034) % 1.0 - 0.5) * 0.2
-
-
-def put_heading(axes: Axes, title: str, named_above: bool) -> None:
-    """The title, lifted over the name of a reference line where there is one."""
-    if title:
-        axes.set_title(title, pad=12 if named_above else 5)

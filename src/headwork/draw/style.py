@@ -6,6 +6,7 @@ import hashlib
 import html
 import io
 import re
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -17,7 +18,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties, findfont, get_font
 from matplotlib.text import Text
-from matplotlib.textpath import TextPath
+from matplotlib.textpath import text_to_path
 
 from headwork.draw.colour import CATEGORIES, FAINT, INK, MUTED, PAPER
 from headwork.draw.picture import Picture, require_alt, xml_safe
@@ -103,10 +104,10 @@ def figure_of(axes: Axes) -> Figure:
     return cast(Figure, axes.get_figure(root=True))
 
 
-def put_title(axes: Axes, text: str) -> None:
-    """Put a title over the axes, where there is one."""
+def put_title(axes: Axes, text: str, width_cm: float, pad: float = 5.0) -> None:
+    """Put a title over the axes, where there is one, in as many lines as this width asks for."""
     if text:
-        axes.set_title(text, pad=5)
+        axes.set_title(wrapped(text, width_cm, TITLE, "bold"), pad=pad)
 
 
 def number(value: float, digits: int = 2) -> str:
@@ -156,19 +157,41 @@ def _glyphs() -> frozenset[int]:
 
 @cache
 def text_width(text: str, size: float, weight: str = "normal") -> float:
-    """The width of one line of text in points."""
-    if not text.strip():
-        return 0.0
-    return float(TextPath((0, 0), text, size=size, prop=FontProperties(family=FONT, weight=weight)).get_extents().width)
+    """The width of one line of text in points, as `finish` prints it."""
+    font = FontProperties(family=FONT, weight=weight, size=size)
+    # Not TextPath, which reads dollar signs as mathematics.
+    return float(text_to_path.get_text_width_height_descent(printable(text), font, ismath=False)[0])
+
+
+def wrapped(text: str, width_cm: float, size: float, weight: str = "normal") -> str:
+    """The text broken between words into lines of at most this width; a word that is longer stays whole."""
+    lines = [""]
+    for word in text.split():
+        longer = f"{lines[-1]} {word}".strip()
+        if lines[-1] and text_width(longer, size, weight) > width_cm * POINTS_PER_CM:
+            lines.append(word)
+        else:
+            lines[-1] = longer
+    return "\n".join(lines)
 
 
 def finish(figure: Figure, *, name: str, alt: str) -> Picture:
-    """Save the figure as one SVG element: same figure, same bytes; role, name and description; ids nobody else has."""
+    """Save the figure as one SVG element: same figure, same bytes; role, name and description; ids nobody else has.
+
+    Tick labels are written anew while drawing, so whoever sets them makes them printable; all other text is here.
+    """
     alt = require_alt(alt)
     for text in cast("list[Text]", figure.findobj(Text)):
         text.set_text("\n".join(printable(line) for line in text.get_text().split("\n")))
     out = io.StringIO()
-    figure.savefig(out, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        figure.savefig(out, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
+    if any("collapsed to zero" in str(warning.message) for warning in caught):
+        width, height = figure.get_size_inches() / CM
+        raise UserError(
+            f"The text of the picture leaves no room in {width:.3g} × {height:.3g} cm; give it a larger size."
+        )
     return Picture(_inline(out.getvalue(), name, alt), alt)
 
 
