@@ -78,7 +78,8 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
         raise pickled(path)
     try:
         with safetensors.safe_open(path, framework="pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is not a mapping
+            # Cloned, since what safetensors hands out stays mapped to the file, and changes or crashes with it.
+            return {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118 - it is no mapping
     except (safetensors.SafetensorError, OSError, ValueError, RuntimeError) as error:
         raise UserError(f"{path} is truncated or corrupt, or not safetensors ({error}).") from error
 

@@ -45,9 +45,9 @@ def kind_of(path: Path) -> Literal["torch", "safetensors", "other"]:
         raise UserError(f"There is no file {path}.") from None
     except OSError as error:
         raise UserError(f"Cannot read {path}: {(error.strerror or str(error)).lower()}.") from error
-    if start.startswith((b"PK\x03\x04", b"\x80")):  # torch.save's zip archive, or a bare pickle
-        return "torch"
-    return "safetensors" if start[8:9] == b"{" else "other"
+    if start[4:] == b"\0\0\0\0{":  # a header's length in eight bytes, never above 100 MB, and the header's JSON
+        return "safetensors"
+    return "torch" if start.startswith((b"PK\x03\x04", b"\x80")) else "other"  # a zip archive, or a bare pickle
 
 
 def pickled(path: Path) -> UserError:

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 Kind = Literal["zoo", "hf", "artifact", "folder"]
 DEVICES = ("cpu", "cuda")
+_ACCEPTED = "a model is given as zoo:NAME, hf:ORG/NAME, artifact:NAME or the path of a model folder"
 ZOO = Path(__file__).parent / "zoo"
 
 
@@ -144,6 +145,8 @@ def check_device(device: str) -> None:
 
 
 def _folder(spec: str) -> Located:
+    if not spec.strip():
+        raise UserError(f"No model is named: {_ACCEPTED}.")
     path = Path(spec).expanduser()
     if path.is_file():
         if kind_of(path) == "torch":
@@ -181,13 +184,12 @@ def _hub(spec: str, kind: Kind, folder: Path, name: str, source: str) -> Located
 
 def _not_a_folder(spec: str) -> UserError:
     """The error for what is neither a SPEC nor a path: names what may have been meant."""
-    accepted = "a model is given as zoo:NAME, hf:ORG/NAME, artifact:NAME or the path of a model folder"
     if re.fullmatch(r"[A-Za-z]\w+:[^/\\].*", spec):
         scheme, _, name = spec.partition(":")
         close = nearest(scheme, ("zoo", "hf", "artifact"))
-        return UserError(f"Unknown model {spec!r}: {accepted}{f'; nearest: {close[0]}:{name}' if close else ''}.")
+        return UserError(f"Unknown model {spec!r}: {_ACCEPTED}{f'; nearest: {close[0]}:{name}' if close else ''}.")
     if "/" in spec or "\\" in spec:
-        return UserError(f"There is no model folder {spec}: {accepted}.")
+        return UserError(f"There is no model folder {spec}: {_ACCEPTED}.")
     specs = {name: f"zoo:{name}" for name in zoo_names()} | {name: f"artifact:{name}" for name in artifacts()}
     meant = [specs[name] for name in ([spec] if spec in specs else nearest(spec, specs))] or [f"hf:{spec}"]
-    return UserError(f"Unknown model {spec!r}: {accepted}; nearest: {', '.join(meant)}.")
+    return UserError(f"Unknown model {spec!r}: {_ACCEPTED}; nearest: {', '.join(meant)}.")

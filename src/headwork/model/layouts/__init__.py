@@ -1,12 +1,11 @@
 """Checkpoint layouts: one file each, which turns the tensors of others into an architecture and our weights.
 
 A layout is a module with one function `convert(state, config) -> Converted`. To add one, write the file and name it
-here; nothing of it is imported until it is used.
+here. It is imported when it is used, by an import statement that the hash of a result's code can follow.
 """
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -15,21 +14,42 @@ from headwork.errors import UserError, unknown
 if TYPE_CHECKING:
     from headwork.model.layouts.converted import Converted
 
-LAYOUTS: Mapping[str, str] = {"transformer-lens": "transformer_lens", "nanda": "nanda", "gpt2": "gpt2"}
-"""The name a user gives, and the module of this package that reads the layout."""
+    Convert = Callable[[Mapping[str, Any], Mapping[str, Any]], Converted]
+
+
+def _transformer_lens() -> Convert:
+    from headwork.model.layouts.transformer_lens import convert
+
+    return convert
+
+
+def _nanda() -> Convert:
+    from headwork.model.layouts.nanda import convert
+
+    return convert
+
+
+def _gpt2() -> Convert:
+    from headwork.model.layouts.gpt2 import convert
+
+    return convert
+
+
+LAYOUTS: Mapping[str, Callable[[], Convert]] = {"transformer-lens": _transformer_lens, "nanda": _nanda, "gpt2": _gpt2}
+"""The name a user gives, and where to get the function that reads the layout."""
 
 HUB_LAYOUTS: Mapping[str, str] = {"gpt2": "gpt2"}
 """The `model_type` in a Hugging Face `config.json`, and the layout that reads such a folder."""
 
 
-def converter(layout: str) -> Callable[[Mapping[str, Any], Mapping[str, Any]], Converted]:
+def converter(layout: str) -> Convert:
     """The function that reads a layout: takes what the file holds and the settings beside it.
 
     Raises `UserError` for an unknown layout.
     """
     if layout not in LAYOUTS:
         raise unknown("checkpoint layout", layout, LAYOUTS)
-    return importlib.import_module(f"{__name__}.{LAYOUTS[layout]}").convert
+    return LAYOUTS[layout]()
 
 
 def hub_layout(config: Mapping[str, Any], where: str) -> str:

@@ -123,6 +123,13 @@ class Settings:
             self.inferred.append(f"{name} = {otherwise}: {why}")
         return otherwise
 
+    def number(self, key: str, otherwise: float) -> float:
+        """A number above 0, or −1 where the layout uses it for "not stated". Raises `UserError` for anything else."""
+        value = self.raw(key, otherwise)
+        if not isinstance(value, int | float) or isinstance(value, bool) or not (value > 0 or value == -1):
+            raise UserError(f"The checkpoint's configuration has {key} = {value!r}; it must be a number above 0.")
+        return float(value)
+
     def agree(self, **sizes: int) -> None:
         """Raise `UserError` if a size that is stated differs from the one that the tensors have."""
         for name, size in sizes.items():
@@ -143,21 +150,6 @@ class Settings:
     def rest(self) -> dict[str, Any]:
         """The settings that decided nothing: kept on the card as a record of the training."""
         return {key: value for key, value in self._config.items() if key not in self._read and key not in _OWN}
-
-
-def causal_by(mask: Tensor | None) -> bool | None:
-    """What an attention mask buffer `[query, key]` says: lower triangle, everything, or nothing to go by (None).
-
-    Raises `UserError` for any other mask.
-    """
-    if mask is None or mask.ndim < 2 or mask.shape[-1] < 2:
-        return None
-    seen = mask.reshape(mask.shape[-2:]).bool()
-    if seen.all():
-        return False
-    if torch.equal(seen, torch.ones_like(seen).tril()):
-        return True
-    raise UserError("The checkpoint's attention mask is neither causal nor full, which is not supported.")
 
 
 def fuse(parts: Iterable[Tensor]) -> Tensor:

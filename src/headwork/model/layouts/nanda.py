@@ -16,7 +16,7 @@ from torch import Tensor
 
 from headwork.errors import UserError
 from headwork.model.config import TransformerConfig
-from headwork.model.layouts.converted import Converted, Settings, Tensors, causal_by, fuse
+from headwork.model.layouts.converted import Converted, Settings, Tensors, fuse
 
 _ACTIVATIONS = {"ReLU": "relu", "GeLU": "gelu"}
 _BESIDE = ("config", "model_config", "data_config", "optim_config")
@@ -54,7 +54,6 @@ def _architecture(tensors: Tensors, settings: Settings, prefix: str) -> Transfor
     sizes: dict[str, Any] = {"n_layers": tensors.layers(rf"{prefix}\.(\d+)\."), "d_model": d_model, "n_heads": n_heads}
     sizes |= {"d_head": d_head, "d_vocab": d_vocab, "n_ctx": tensors.shape("pos_embed.W_pos", 2)[0]}
     settings.agree(**{theirs: sizes[ours] for theirs, ours in _SIZES.items()}, d_vocab=d_vocab, n_ctx=sizes["n_ctx"])
-    by_mask = causal_by(tensors.peek(f"{prefix}.0.attn.mask"))
     why = "the file does not say, this is the layout's default"
     activation = settings.choose("activation", "relu", why if d_mlp else "", "act_type", _ACTIVATIONS)
     return TransformerConfig(
@@ -62,7 +61,7 @@ def _architecture(tensors: Tensors, settings: Settings, prefix: str) -> Transfor
         d_mlp=d_mlp,
         d_vocab_out=None if outputs == d_vocab else outputs,
         **({"activation": activation, "mlp_bias": True} if d_mlp else {}),
-        causal=settings.choose("causal", by_mask is not False, why if by_mask is None else ""),
+        causal=settings.raw("causal", True),
         attention_scale=settings.raw("attention_scale"),
         attention_mix=settings.raw("attention_mix", 1.0),
     )

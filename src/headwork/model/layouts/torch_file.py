@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,8 @@ from headwork.errors import UserError
 def read_state(path: Path) -> dict[str, Any]:
     """The mapping in a PyTorch file, on the CPU. Raises `UserError` where it is damaged, or needs code to be run."""
     try:
-        found = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings(action="ignore", category=UserWarning):  # old formats, of which nobody need know
+            found = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise UserError(f"There is no file {path}.") from None
     except pickle.UnpicklingError as error:

@@ -2,7 +2,8 @@
 
 `embed.W_E [d_vocab, d_model]`, `blocks.l.attn.W_Q [head, d_model, d_head]`, `W_O [head, d_head, d_model]`,
 `mlp.W_in [d_model, d_mlp]`, `unembed.W_U [d_model, d_vocab_out]`; under grouped-query attention `_W_K` and `_W_V`.
-The tensors give the sizes, the mask the direction of attention, and the rotary tables their base and style.
+The tensors give the sizes, and rotary tables their base and style. The mask says nothing: it is a lower triangle in
+bidirectional networks too, which do not use it.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from headwork.errors import UserError
 from headwork.model.config import TransformerConfig
-from headwork.model.layouts.converted import Converted, Settings, Tensors, causal_by, fuse
+from headwork.model.layouts.converted import Converted, Settings, Tensors, fuse
 from headwork.model.transformer import rotary_table
 
 _BUFFERS = r"blocks\.\d+\.attn\.(mask|IGNORE|rotary_sin|rotary_cos)"
@@ -66,14 +67,6 @@ def _architecture(tensors: Tensors, settings: Settings) -> TransformerConfig:
     d_head = sizes["d_head"]
     first = "blocks.0.attn"
     positions = _positions(tensors, settings)
-    by_mask = causal_by(tensors.peek(f"{first}.mask"))
-    causal = settings.choose(
-        "causal",
-        by_mask is not False,
-        "the file has no attention mask, this is TransformerLens's default" if by_mask is None else "",
-        "attention_dir",
-        _DIRECTIONS,
-    )
     norm = _norm(tensors, settings)
     return TransformerConfig(
         **sizes,
@@ -82,7 +75,7 @@ def _architecture(tensors: Tensors, settings: Settings) -> TransformerConfig:
         norm=norm,
         norm_eps=settings.choose("norm_eps", 1e-5, _UNSEEN if norm != "none" else "", "eps"),
         **_mlp_settings(tensors, settings) if sizes["d_mlp"] else {},
-        causal=causal,
+        causal=settings.choose("causal", True, _UNSEEN, "attention_dir", _DIRECTIONS),
         pad_token=settings.raw("pad_token"),
         qkv_bias=f"{first}.b_Q" in tensors,
         out_bias=f"{first}.b_O" in tensors,
@@ -109,7 +102,7 @@ def _sizes(tensors: Tensors, settings: Settings) -> dict[str, Any]:
     n_heads, _, d_head = tensors.shape("blocks.0.attn.W_Q", 3) if n_layers else (1, 0, d_model)
     sizes: dict[str, Any] = {"n_layers": n_layers, "d_model": d_model, "n_heads": n_heads, "d_head": d_head}
     sizes["d_vocab"] = d_vocab
-    settings.agree(**sizes, d_vocab_out=outputs)
+    settings.agree(**(sizes if n_layers else {}), d_vocab_out=outputs)
     for name in ("W_pos", "rotary_sin", "mask"):  # each has one row a position
         full = {"W_pos": "pos_embed.W_pos"}.get(name, f"blocks.0.attn.{name}")
         if full in tensors:
@@ -158,27 +151,27 @@ def _norm(tensors: Tensors, settings: Settings) -> Any:
 
 def _scale(settings: Settings, d_head: int) -> float | None:
     """The factor on query–key products; TransformerLens divides by `attn_scale`, where −1 stands for √d_head."""
-    divisor = settings.raw("attn_scale", -1.0)
+    divisor = settings.number("attn_scale", -1)
     stated = None if divisor == -1 else 1 / divisor
 
     def by_switch(on: bool) -> float | None:
         return stated if on else 1.0
 
-    why = f"1/√{d_head}; {_UNSEEN}" if stated is None else ""
+    why = f"1/√d_head; {_UNSEEN}" if stated is None else ""
     return settings.choose("attention_scale", stated, why, "use_attn_scale", by_switch)
 
 
 def _rotary(tensors: Tensors, settings: Settings, d_head: int) -> dict[str, Any]:
     """Which entries are turned, how they pair, and the base: from the tables where the file has them."""
     sin = tensors.peek("blocks.0.attn.rotary_sin")
-    if sin is None or sin.shape[0] < 2:
+    if sin is None or len(sin) < 2:
         why = "the file has no rotary tables, this is TransformerLens's default"
         return {
-            "rotary_dim": settings.choose("rotary_dim", None, f"all of d_head; {why}"),
-            "rotary_base": float(settings.choose("rotary_base", 10_000.0, why)),
+            "rotary_dim": settings.choose("rotary_dim", d_head, why, "rotary_dim"),
+            "rotary_base": settings.choose("rotary_base", 10_000.0, why, "rotary_base"),
             "rotary_style": settings.choose("rotary_style", "half", why, "rotary_adjacent_pairs", _style),
         }
-    r = sin.shape[1]
+    r = tensors.shape("blocks.0.attn.rotary_sin", 2)[1]
     angles = sin[1].double().asin()
     found: dict[str, Any] = {
         "rotary_dim": r,
