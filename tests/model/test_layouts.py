@@ -121,7 +121,7 @@ def test_a_full_transformer_lens_configuration_leaves_nothing_to_infer() -> None
 
 def test_what_the_file_does_not_say_is_listed_as_inferred() -> None:
     found = convert("transformer-lens", foreign.lens_state(mlp=12, norm="LN"))
-    assert [line.split(" = ")[0] for line in found.inferred] == [
+    assert [re.split(" = |: ", line)[0] for line in found.inferred] == [
         "positions",
         "norm_eps",
         "activation",

@@ -120,7 +120,7 @@ class Settings:
                 raise unknown(f"{key} in the checkpoint's configuration:", str(value), map(str, translate))
             return translate[value]
         if why:
-            self.inferred.append(f"{name} = {otherwise}: {why}")
+            self.inferred.append(f"{name}: {why}" if otherwise is None else f"{name} = {otherwise}: {why}")
         return otherwise
 
     def number(self, key: str, otherwise: float) -> float:
