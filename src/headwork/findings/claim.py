@@ -33,7 +33,8 @@ class SubClaim:
     or, with `replicate = None`, one value that was computed exactly and has no interval. The claim says that the
     quantity lies on the `direction` side of `threshold` [unit]. `null` names the variable that holds the matched
     control in the same units, or is None where the control's value is zero by definition (`null_meaning` says what it
-    is). A central sub-claim decides the verdict.
+    is). With `ratio_of` the quantity is divided by that variable, as a ratio of means. A central sub-claim decides the
+    verdict.
     """
 
     id: str
@@ -51,7 +52,7 @@ class SubClaim:
     paper: str | None = None
     paper_source: str = ""
     source_status: Literal["checked", "unchecked"] = "unchecked"
-    ratio: bool = False
+    ratio_of: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -314,6 +314,11 @@ class Transformer(nn.Module):
             self.unembed.weight = self.embed.weight
 
     @property
+    def layers(self) -> list[Block]:
+        """The blocks, as what they are."""
+        return [block for block in self.blocks if isinstance(block, Block)]
+
+    @property
     def W_E(self) -> Float[Tensor, "d_vocab d_model"]:
         return self.embed.weight
 
@@ -378,28 +383,37 @@ class Transformer(nn.Module):
 
 def rotary_table(
     config: TransformerConfig, positions: Int[Tensor, " pos"], dtype: torch.dtype
-) -> tuple[Float[Tensor, "pos half"], Float[Tensor, "pos half"]]:
-    """Cosines and sines of position · base^(−2i/r), computed in float64 whatever the network's type."""
+) -> tuple[Float[Tensor, "pos 1 turned"], Float[Tensor, "pos 1 turned"]]:
+    """Cosine and signed sine of position · base^(−2i/r) for each turned entry, computed in float64 whatever `dtype`."""
     r = config.turned
     frequencies = config.rotary_base ** (-torch.arange(0, r, 2, dtype=torch.float64, device=positions.device) / r)
-    angles = positions[:, None].double() * frequencies
-    return angles.cos().to(dtype), angles.sin().to(dtype)
+    angles = positions[:, None, None].double() * frequencies
+    cos, sin = angles.cos().to(dtype), angles.sin().to(dtype)
+    return _interleave(cos, cos, config), _interleave(-sin, sin, config)
 
 
 def rotate(
     x: Float[Tensor, "batch pos head d_head"],
-    cos: Float[Tensor, "pos half"],
-    sin: Float[Tensor, "pos half"],
+    cos: Float[Tensor, "pos 1 turned"],
+    sin: Float[Tensor, "pos 1 turned"],
     config: TransformerConfig,
 ) -> Float[Tensor, "batch pos head d_head"]:
-    """Turn pairs of entries by their position's angles: pairs (i, i + r/2) or (2i, 2i + 1), by `rotary_style`."""
+    """Turn pairs of entries by their position's angles: (a, b) ↦ (a cos − b sin, b cos + a sin)."""
     r = config.turned
     turned, rest = x[..., :r], x[..., r:]
-    cos, sin = cos[:, None], sin[:, None]
-    if config.rotary_style == "half":
-        a, b = turned[..., : r // 2], turned[..., r // 2 :]
-        turned = torch.cat([a * cos - b * sin, b * cos + a * sin], -1)
-    else:
-        a, b = turned[..., 0::2], turned[..., 1::2]
-        turned = torch.stack([a * cos - b * sin, b * cos + a * sin], -1).flatten(-2)
+    a, b = _pairs(turned, config)
+    turned = torch.addcmul(turned * cos, _interleave(b, a, config), sin)
     return torch.cat([turned, rest], -1) if rest.shape[-1] else turned
+
+
+def _pairs(x: Float[Tensor, "*axes turned"], config: TransformerConfig) -> tuple[Tensor, Tensor]:
+    """The first and second entries of the pairs: (i, i + r/2) or (2i, 2i + 1), by `rotary_style`."""
+    half = x.shape[-1] // 2
+    return (x[..., :half], x[..., half:]) if config.rotary_style == "half" else (x[..., 0::2], x[..., 1::2])
+
+
+def _interleave(first: Tensor, second: Tensor, config: TransformerConfig) -> Tensor:
+    """The inverse of `_pairs`."""
+    if config.rotary_style == "half":
+        return torch.cat([first, second], -1)
+    return torch.stack([first, second], -1).flatten(-2)

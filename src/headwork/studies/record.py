@@ -30,7 +30,7 @@ class Estimate(_Frozen):
 
 
 class ClaimResult(_Frozen):
-    """A sub-claim's outcome. `difference` is quantity − null, paired by unit; `why` says in one sentence what decided."""
+    """A sub-claim's outcome. `difference` is quantity − null, paired by unit; `why` says what decided."""
 
     id: str
     statement: str
