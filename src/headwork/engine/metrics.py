@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from headwork.errors import UserError
 from headwork.model.transformer import NO_TAP, Transformer
 
 
+@runtime_checkable
 class Metric(Protocol):
     """`resid` is the stream after the last block from position `start` on; every read position is among them."""
 
@@ -32,6 +34,13 @@ class LogitDifference:
     correct: Int[Tensor, " batch"]
     wrong: Int[Tensor, " batch"]
 
+    def __post_init__(self) -> None:
+        shapes = {len(x) if x.dim() == 1 else tuple(x.shape) for x in (self.positions, self.correct, self.wrong)}
+        if len(shapes) != 1 or min(int(x.min()) for x in (self.positions, self.correct, self.wrong)) < 0:
+            raise UserError(
+                "A logit difference needs a position, a correct and a wrong token for each example, 0 or more."
+            )
+
     def __call__(
         self, model: Transformer, resid: Float[Tensor, "batch pos d_model"], start: int
     ) -> Float[Tensor, " batch"]:
@@ -42,6 +51,10 @@ class LogitDifference:
         return difference if bias is None else difference + bias[self.correct] - bias[self.wrong]
 
     def reads(self, length: int) -> int:
+        if int(self.positions.max()) >= length:
+            raise UserError(
+                f"The logit difference reads position {int(self.positions.max())}; the prompts have 0–{length - 1}."
+            )
         return int(self.positions.min())
 
 
@@ -55,6 +68,13 @@ class Loss:
     targets: Int[Tensor, "batch pos"]
     where: Bool[Tensor, "batch pos"]
 
+    def __post_init__(self) -> None:
+        if self.targets.shape != self.where.shape:
+            raise UserError(f"A loss has targets {list(self.targets.shape)} but positions {list(self.where.shape)}.")
+        empty = (~self.where.any(1)).nonzero()
+        if len(empty):
+            raise UserError(f"A loss needs at least one position in every example; example {int(empty[0])} has none.")
+
     def __call__(
         self, model: Transformer, resid: Float[Tensor, "batch pos d_model"], start: int
     ) -> Float[Tensor, " batch"]:
@@ -64,6 +84,8 @@ class Loss:
         return total / where.sum(1)
 
     def reads(self, length: int) -> int:
+        if self.where.shape[1] != length:
+            raise UserError(f"The loss is over prompts of {self.where.shape[1]} tokens; these have {length}.")
         return int(self.where.any(0).nonzero()[0])
 
 

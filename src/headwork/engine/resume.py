@@ -25,18 +25,22 @@ from headwork.model.transformer import Transformer
 
 @dataclass(frozen=True)
 class Trace:
-    """What one forward pass leaves and later edits need, by site name, and the residual stream at the end."""
+    """What one forward pass of `model` leaves and later edits need: `values` by site name, and the final stream."""
 
-    config: TransformerConfig
+    model: Transformer
     tokens: Int[Tensor, "batch pos"]
     logits: Float[Tensor, "batch pos d_vocab_out"]
     values: Mapping[str, Tensor]
+    resid_final: Float[Tensor, "batch pos d_model"]
 
     @property
-    def resid_final(self) -> Float[Tensor, "batch pos d_model"]:
-        """The residual stream after the last block."""
-        last = self.config.n_layers - 1
-        return self.values[f"blocks.{last}.resid_post"] if last >= 0 else self.values["embed"]
+    def config(self) -> TransformerConfig:
+        return self.model.config
+
+    def require(self, model: Transformer) -> None:
+        """Raise `UserError` unless the trace was made on this very network: another seed's has other values."""
+        if model is not self.model:
+            raise UserError("The trace was made on another network than the one to resume; trace this one first.")
 
 
 def trace_sites(config: TransformerConfig) -> list[str]:
@@ -45,14 +49,17 @@ def trace_sites(config: TransformerConfig) -> list[str]:
     parts = ["resid_pre", key, "attn.v", "attn.z"]
     if not config.attention_only:
         parts += ["mlp_out"] if config.parallel else ["resid_mid", "mlp_out"]
-    names = [f"blocks.{layer}.{part}" for layer in range(config.n_layers) for part in parts]
-    return [*names, f"blocks.{config.n_layers - 1}.resid_post" if config.n_layers else "embed"]
+    return [f"blocks.{layer}.{part}" for layer in range(config.n_layers) for part in parts]
 
 
 def trace(model: Transformer, tokens: Tokens) -> Trace:
     """Run the network once and keep what resuming needs."""
-    done = run(model, tokens, trace_sites(model.config))
-    return Trace(model.config, done.tokens, done.logits, done.activations)
+    names = trace_sites(model.config)
+    last = [f"blocks.{model.config.n_layers - 1}.resid_post"] if model.config.n_layers else []
+    done = run(model, tokens, names + last)
+    with torch.no_grad():
+        final = done[last[0]] if last else model.embedded(done.tokens)
+    return Trace(model, done.tokens, done.logits, {name: done[name] for name in names}, final)
 
 
 @dataclass(frozen=True)
@@ -120,9 +127,7 @@ class _Resumption(Watch):
             for i, edit in edits:
                 parts[i] = edit.apply(self.described[site], parts[i], self.start)
             value = torch.cat(parts) if self.copies > 1 else parts[0]
-        if site in self.keep:
-            self.kept[site] = value
-        return value
+        return self.noted(site, value)
 
 
 def resume_residual(
@@ -137,11 +142,7 @@ def resume_residual(
     if where.layer >= config.n_layers and not where.embeds:
         return tap.copied(base.resid_final[:, where.start :])
     if where.embeds:
-        tokens = tap.copied(base.tokens)
-        # Embeddings are cheap: computed at all positions so that position tables line up, then cut.
-        tap.start = 0
-        resid = model.embedded(tokens, tap)[:, where.start :]
-        tap.start = where.start
+        resid = model.embedded(tap.copied(base.tokens), tap, where.start)
     else:
         resid = tap.stacked(f"blocks.{where.layer}.resid_pre")
     past = None
@@ -152,27 +153,27 @@ def resume_residual(
             return tap.copied(base.values[f"blocks.{layer}.{part}"][:, : where.start])
 
         past = {n: (before(n, key), before(n, "attn.v")) for n in range(where.layer, config.n_layers)}
-    frame = model.frame(tap.copied(base.tokens), where.start, past)
+    frame = model.frame(tap.copied(base.tokens), where.start, past, tap)
     for block in list(model.blocks)[where.layer :]:
         resid = block(resid, frame, tap)
     return resid
 
 
 def resume(
-    model: Transformer, base: Trace, edits: Sequence[Edit] | Edit = (), sites: Iterable[str] | str = ()
+    model: Transformer, base: Trace, edits: Iterable[Edit] | Edit = (), sites: Iterable[str] | str = ()
 ) -> tuple[Run, int]:
     """What `run(model, base.tokens, sites, edits)` would give, computing only what the edits change.
 
-    Returns the run, its logits and activations covering the positions from the returned start on. Raises `UserError`
-    for edits or sites that do not exist, or a trace of another network.
+    Returns the run, its tokens, logits and activations covering the positions from the returned start on. Raises
+    `UserError` for edits or sites that do not exist, or a trace of another network.
     """
-    if base.config != model.config:
-        raise UserError("The trace was made on a network of another configuration than the one to resume.")
+    base.require(model)
     edits = [edits] if isinstance(edits, Edit) else edits
-    edits = [edit.checked(model.config, base.tokens.shape[1]) for edit in edits]
+    edits = [edit.checked(model.config, *base.tokens.shape) for edit in edits]
     keep = resolve(model.config, sites)
     where = entry(model.config, edits, keep)
     tap = _Resumption(base, where, [edits], keep)
     with torch.no_grad():
         logits = model.logits(resume_residual(model, base, [edits], where, tap), tap)
-    return Run(model.config, base.tokens, logits, {name: tap.kept[name] for name in keep}), where.start
+    tokens = base.tokens[:, where.start :]
+    return Run(model.config, tokens, logits, {name: tap.kept[name] for name in keep}), where.start

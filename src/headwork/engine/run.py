@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Integer
 from torch import Tensor
 
 from headwork.errors import UserError, unknown
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from headwork.engine.edits import Edit
 
-Tokens = Int[Tensor, "batch pos"] | Int[np.ndarray, "batch pos"] | Sequence[Sequence[int]] | Sequence[int]
+Tokens = Integer[Tensor, "*batch pos"] | Integer[np.ndarray, "*batch pos"] | Sequence[Sequence[int]] | Sequence[int]
 
 
 @dataclass(frozen=True)
@@ -45,16 +45,13 @@ class Run:
         return iter(self.activations)
 
     def to_xarray(self) -> xarray.Dataset:
-        """Logits and activations with their axes' names; batch and positions are coordinates."""
+        """Logits and activations with their axes' names, and the tokens as the coordinate `token`."""
         import xarray
 
         described = sites(self.config)
         values = {"logits": self.logits, **self.activations}
         return xarray.Dataset(
-            {
-                name: (_axes_in_dataset(name, described[name].axes), value.detach().cpu().float().numpy())
-                for name, value in values.items()
-            },
+            {name: (_axes_in_dataset(name, described[name].axes), _array(value)) for name, value in values.items()},
             coords={"token": (("batch", "pos"), self.tokens.cpu().numpy())},
         )
 
@@ -62,6 +59,12 @@ class Run:
 def _axes_in_dataset(name: str, axes: tuple[str, ...]) -> tuple[str, ...]:
     """Axis names under which arrays of different sizes can share a dataset."""
     return tuple(f"{name}.{axis}" if axis == "one" else axis for axis in axes)
+
+
+def _array(value: Tensor) -> np.ndarray:
+    """On the processor; the half precisions as float32, since numpy has no bfloat16."""
+    value = value.detach().cpu()
+    return (value.float() if value.element_size() < 4 else value).numpy()
 
 
 class Watch:
@@ -87,7 +90,15 @@ class Watch:
     def __call__(self, site: str, value: Tensor) -> Tensor:
         for edit in self.edits.get(site, ()):
             value = edit.apply(self.described[site], value, self.start)
+        return self.noted(site, value)
+
+    def noted(self, site: str, value: Tensor) -> Tensor:
+        """Keep the value if it was asked for; the pass goes on with what is kept, so that gradients reach it."""
         if site in self.keep:
+            if value.untyped_storage().nbytes() != value.numel() * value.element_size():
+                value = value.clone()  # else keeping the queries alone would keep the whole fused product
+            if torch.is_grad_enabled() and not value.requires_grad:
+                value = value.detach().requires_grad_()  # frozen weights: gradients start here
             self.kept[site] = value
         return value
 
@@ -96,7 +107,7 @@ def run(
     model: Transformer,
     tokens: Tokens,
     sites: Iterable[str] | str = (),
-    edits: Sequence[Edit] | Edit = (),
+    edits: Iterable[Edit] | Edit = (),
     *,
     grad: bool = False,
 ) -> Run:
@@ -108,33 +119,33 @@ def run(
     """
     tokens = as_tokens(model, tokens)
     keep = resolve(model.config, sites)
-    edits = [edits] if not isinstance(edits, Sequence) else edits
-    edits = [edit.checked(model.config, tokens.shape[1]) for edit in edits]
-    watch = Watch(model.config, keep, edits)
+    edits = edits if isinstance(edits, Iterable) else [edits]
+    watch = Watch(model.config, keep, [edit.checked(model.config, *tokens.shape) for edit in edits])
     with torch.set_grad_enabled(grad):
         logits = model(tokens, watch)
     return Run(model.config, tokens, logits, {name: watch.kept[name] for name in keep})
 
 
 def as_tokens(model: Transformer, tokens: Tokens) -> Int[Tensor, "batch pos"]:
-    """Tokens on the model's device, checked against its vocabulary and context length."""
+    """A copy of the tokens on the model's device, checked against its vocabulary and context length."""
     try:
-        found = torch.as_tensor(tokens, device=model.device)
-    except (TypeError, ValueError):
+        found = torch.as_tensor(tokens)
+    except (TypeError, ValueError, RuntimeError):
         raise UserError("Tokens must be whole numbers in rows of one length ([batch, pos]).") from None
     if found.dim() == 1:
         found = found[None]
-    if found.dim() != 2 or found.is_floating_point() or found.dtype == torch.bool or not found.numel():
+    whole = not (found.is_floating_point() or found.is_complex() or found.dtype == torch.bool)
+    if found.dim() != 2 or not whole or not found.numel():
         raise UserError(
             f"Tokens must be whole numbers [batch, pos]; given were {found.dtype} of shape {list(found.shape)}."
         )
-    config = model.config
+    found, config = found.to(model.device, torch.long, copy=True), model.config
     if found.shape[1] > config.n_ctx:
         raise UserError(f"The prompts have {found.shape[1]} tokens; this model reads at most {config.n_ctx}.")
     low, high = int(found.min()), int(found.max())
     if low < 0 or high >= config.d_vocab:
         raise UserError(f"Token {low if low < 0 else high} is outside this model's vocabulary 0–{config.d_vocab - 1}.")
-    return found.long()
+    return found
 
 
 def bytes_kept(model: Transformer, batch: int, length: int, sites: Iterable[str]) -> int:
