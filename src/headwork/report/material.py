@@ -1,0 +1,115 @@
+"""What the pages are made from, and the small phrases that several of them need."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from headwork.findings.figure import Figure, Slot
+from headwork.report import numbers
+from headwork.report.document import FigureRow, Inline, Inlines, Shown, Source, Strong, Text, Value
+from headwork.report.notes import Notes
+from headwork.report.sources import HEADLINE, RECORD
+from headwork.studies.record import Estimate, Record
+
+# The order in which figures stand in the report, and so in which they are numbered.
+SLOTS: tuple[Slot, ...] = ("circuit", "main", "attention", "secondary", "followups", "robustness")
+
+
+@dataclass(frozen=True)
+class Material:
+    record: Record
+    figures: tuple[Shown, ...]
+    notes: Notes
+    sources: Mapping[str, Source]
+    rebuild_command: str
+
+    def key(self, source: str) -> str:
+        return self.sources[source].key
+
+    def value(self, text: str, source: str = HEADLINE, *, marked: bool = True) -> Value:
+        """A number of the record with its key, which is not printed again where a row or column has it (`marked`)."""
+        return Value(text, self.key(source), marked=marked)
+
+    def estimate(self, estimate: Estimate | None, source: str = HEADLINE, *, marked: bool = True) -> Inlines:
+        """An estimate with its interval; a dash where there is none, the bare words where nothing was measured."""
+        if estimate is None:
+            return (Text("–"),)
+        if estimate.value is None:
+            return (Text(numbers.MISSING),)
+        return (self.value(numbers.estimate(estimate), source, marked=marked),)
+
+    def count(self, number: int, source: str = RECORD, *, marked: bool = True) -> Value:
+        return self.value(numbers.whole(number), source, marked=marked)
+
+    def figure_rows(self, *slots: Slot) -> tuple[FigureRow, ...]:
+        """The figures of these slots, side by side as far as their widths allow."""
+        rows: list[list[Shown]] = []
+        for shown in self.figures:
+            if shown.figure.slot not in slots:
+                continue
+            if rows and sum(s.figure.width for s in rows[-1]) + shown.figure.width <= 1.001:
+                rows[-1].append(shown)
+            else:
+                rows.append([shown])
+        return tuple(FigureRow(tuple(row)) for row in rows)
+
+
+def numbered(figures: Sequence[Figure]) -> tuple[Shown, ...]:
+    """The figures in the order of the pages, numbered from 1."""
+    ordered = sorted(figures, key=lambda figure: SLOTS.index(figure.slot))
+    return tuple(Shown(i + 1, figure) for i, figure in enumerate(ordered))
+
+
+def flat(data: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    """Nested settings as dotted keys with printed values; empty ones are left out."""
+    found: dict[str, str] = {}
+    for key, value in data.items():
+        name = f"{prefix}{key}"
+        if isinstance(value, Mapping):
+            found.update(flat(value, f"{name}."))
+        elif value not in (None, "", [], ()):
+            found[name] = printed(value)
+    return found
+
+
+def printed(value: Any) -> str:
+    """A setting as it is printed: numbers like all others, lists with commas."""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return numbers.exact(value)
+    if isinstance(value, int):
+        # Seeds, sizes and years are names as much as numbers: no thousands separator.
+        return str(value)
+    if isinstance(value, (list, tuple)):
+        return ", ".join(printed(part) for part in value)
+    return str(value)
+
+
+def words(*parts: str | Inline) -> Inlines:
+    """Inline parts, with plain strings as text."""
+    return tuple(Text(part) if isinstance(part, str) else part for part in parts)
+
+
+def strong(text: str) -> Strong:
+    return Strong((Text(text),))
+
+
+def joined(parts: Iterable[Inlines], separator: str = ", ") -> Inlines:
+    """Inline parts with a separator between them."""
+    found: list[Inline] = []
+    for part in parts:
+        found += [*([Text(separator)] if found else []), *part]
+    return tuple(found)
+
+
+def sentence(text: str) -> str:
+    """The text with a full stop, unless it ends like a sentence already."""
+    text = text.strip()
+    return text if not text or text[-1] in ".!?…" else f"{text}."
+
+
+def plural(number: int, one: str, many: str = "") -> str:
+    return one if number == 1 else many or f"{one}s"

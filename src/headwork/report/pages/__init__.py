@@ -1,0 +1,1 @@
+"""The seven pages, one file each, in the order of the plan."""

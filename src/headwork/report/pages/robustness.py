@@ -1,0 +1,124 @@
+"""Page 6: other choices of method, controls, failures, what was clean and what was not, compute, how to rebuild."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from headwork.report import numbers
+from headwork.report.document import (
+    Badge,
+    Block,
+    Column,
+    Command,
+    Emph,
+    Facts,
+    Inlines,
+    Link,
+    Listing,
+    Paragraph,
+    Part,
+    Section,
+    Side,
+    Table,
+)
+from headwork.report.material import Material, sentence, strong, words
+from headwork.report.sources import HEADLINE, RECORD, control_id, level_id
+from headwork.report.verdicts import control_badge
+from headwork.studies.record import GridCell
+
+
+def page(material: Material) -> Section:
+    record = material.record
+    blocks: list[Block] = []
+    if record.grid:
+        blocks.append(_grid(material))
+    blocks += material.figure_rows("robustness")
+    if record.controls:
+        blocks.append(_controls(material))
+    blocks += [
+        Part("Failures", _failures(material)),
+        Side((material.notes.part("Clean"),), (material.notes.part("Interpretation"),)),
+        Side((_compute(material),), (_bibliography(material),)),
+        Part("Rebuild", (Command(material.rebuild_command),)),
+    ]
+    return Section("robustness", "Robustness, controls and failures", tuple(blocks))
+
+
+def _grid(material: Material) -> Table:
+    cells, ours = material.record.grid, material.key(HEADLINE)
+    choices = list(dict.fromkeys(choice for cell in cells for choice in cell.choice))
+    columns = (
+        *(Column(choice, 1.0) for choice in choices),
+        Column("Primary quantity [95 % interval]", 1.8, ours),
+        Column("Difference from the null", 1.8, ours),
+        Column("Verdict", 1.3, ours),
+    )
+    caption = "Robustness grid: the primary quantity under other choices of method. The primary choice is marked ●."
+    return Table(caption, columns, tuple(_cell(material, cell, choices) for cell in cells))
+
+
+def _cell(material: Material, cell: GridCell, choices: list[str]) -> tuple[Inlines, ...]:
+    first, *others = [cell.choice.get(choice, "–") for choice in choices] or [""]
+    mark = "● " if cell.primary else ""
+    return (
+        words(mark, strong(first)),
+        *(words(choice) for choice in others),
+        material.estimate(cell.estimate, marked=False),
+        material.estimate(cell.difference, marked=False),
+        (Badge(cell.verdict),),
+    )
+
+
+def _controls(material: Material) -> Table:
+    rows = tuple(
+        (
+            words(strong(control.name), material.value("", control_id(control.name)), f" {control.model}"),
+            (control_badge(control),),
+            words(f"{control.decided_by}: {sentence(control.why)}"),
+        )
+        for control in material.record.controls
+    )
+    caption = "Controls: networks that lack the mechanism. Where one fails as it should, that is as expected."
+    return Table(caption, (Column("Control", 1.5), Column("Verdict", 1.9), Column("What decided", 2.8)), rows)
+
+
+def _failures(material: Material) -> tuple[Block, ...]:
+    items: list[Inlines] = [*_diverged(material)]
+    items += [words(sentence(failure), material.value("", RECORD)) for failure in material.record.failures]
+    items += [words(sentence(note), material.value("", HEADLINE)) for note in material.record.headline.notes]
+    if not items:
+        return (Paragraph(words("Nothing failed, and no network diverged.")),)
+    return (Listing(tuple((Paragraph(item),) for item in items)),)
+
+
+def _diverged(material: Material) -> Iterator[Inlines]:
+    record = material.record
+    levels = {name: level_id(f, level) for f in record.followups for level in f.levels for name in level.runs}
+    for run in record.runs:
+        if run.diverged_at is not None:
+            source = levels.get(run.run, RECORD)
+            yield words(f"{run.run} diverged at step ", material.count(run.diverged_at, source), "; it is not dropped.")
+
+
+def _compute(material: Material) -> Part:
+    record = material.record
+    pairs: list[tuple[str, Inlines]] = [("time", _fact(material, numbers.duration(record.seconds)))]
+    pairs += [(key, _fact(material, value)) for key, value in record.environment.items()]
+    pairs.append(("made", _fact(material, numbers.moment(record.created))))
+    return Part("Compute", (Facts(tuple(pairs)),), material.key(RECORD))
+
+
+def _fact(material: Material, text: str) -> Inlines:
+    return words(material.value(text, RECORD, marked=False))
+
+
+def _bibliography(material: Material) -> Part:
+    items: list[tuple[Block, ...]] = []
+    for reference in material.record.card.get("references", ()):
+        text = {key: str(reference.get(key, "")) for key in ("authors", "year", "title", "venue", "url")}
+        venue = f" {sentence(text['venue'])}" if text["venue"] else ""
+        parts = words(f"{text['authors']} ({text['year']}). ", Emph(words(sentence(text["title"]))), venue)
+        if text["url"].startswith(("https://", "http://")):
+            parts = words(*parts, " ", Link(words(text["url"]), text["url"]))
+        items.append((Paragraph(parts),))
+    return Part("Bibliography", (Listing(tuple(items), ordered=True),) if items else (Paragraph(words("None.")),))
