@@ -11,7 +11,7 @@ from headwork.engine.run import run
 from headwork.model.card import ModelCard
 from headwork.model.checkpoints import save
 from headwork.train.loop import Training
-from headwork.train.recipe import derived_seed
+from headwork.train.recipe import Recipe, derived_seed
 
 _FRESH_SEQUENCES = 512
 
@@ -21,11 +21,16 @@ def model_folder(state: Training, folder: Path) -> Path:
     return save(state.model, folder, card(state))
 
 
+def card_name(recipe: Recipe, seed: int) -> str:
+    """What the network of a recipe and seed is called; the first seed's bears the recipe's own name."""
+    return recipe.name if seed == 0 else f"{recipe.name}-s{seed}"
+
+
 def card(state: Training) -> ModelCard:
     """Recipe, data, seed, steps and losses. What it states of the loss is measured here, on sequences never seen."""
     recipe = state.recipe
     return ModelCard(
-        name=recipe.name if state.seed == 0 else f"{recipe.name}-s{state.seed}",
+        name=card_name(recipe, state.seed),
         description=recipe.description,
         source="trained by Headwork's own recipe",
         licence="Apache-2.0",
