@@ -33,8 +33,8 @@ class SubClaim:
     or, with `replicate = None`, one value that was computed exactly and has no interval. The claim says that the
     quantity lies on the `direction` side of `threshold` [unit]. `null` names the variable that holds the matched
     control in the same units, or is None where the control's value is zero by definition (`null_meaning` says what it
-    is). With `ratio_of` the quantity is divided by that variable, as a ratio of means. A central sub-claim decides the
-    verdict.
+    is). The threshold is set on the quantity's `value` or on its `difference` from the control (`threshold_on`). With
+    `ratio_of` the quantity is divided by that variable, as a ratio of means. A central sub-claim decides the verdict.
     """
 
     id: str
@@ -47,6 +47,7 @@ class SubClaim:
     threshold: float
     threshold_source: str
     null_meaning: str
+    threshold_on: Literal["value", "difference"] = "difference"
     null: str | None = None
     direction: Literal["above", "below"] = "above"
     paper: str | None = None

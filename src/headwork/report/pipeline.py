@@ -20,7 +20,7 @@ from headwork.findings.figure import Figure, Interval, ShownLevel
 from headwork.findings.registry import Finding, finding
 from headwork.model.sources import check_device, locate
 from headwork.store.address import address
-from headwork.store.atomic import make_folders
+from headwork.store.atomic import make_folders, plain_errors
 from headwork.store.publish import publish
 from headwork.store.results import Entry, Store
 from headwork.store.source import code_hash, library_versions
@@ -205,7 +205,8 @@ def _require_folder(out: Path) -> None:
     """Fail before the work rather than after it."""
     if out.exists() and not out.is_dir():
         raise UserError(f"--out is {out}, which is a file; it must be a folder.")
-    make_folders(out)
+    with plain_errors(out):
+        make_folders(out)
     if not os.access(out, os.W_OK):
         raise UserError(f"--out is {out}, where nothing can be written; choose another folder.")
 

@@ -13,23 +13,25 @@ from torch import Tensor
 from headwork.engine.run import run
 from headwork.findings.induction_heads.attention import Chosen, HeadScores, attention_when_replaced, choose, head_scores
 from headwork.findings.induction_heads.causes import Ablations, Paths, ablations, paths
-from headwork.findings.induction_heads.prompts import Prompts, draw
+from headwork.findings.induction_heads.prompts import Prompts, distribution_for, draw
 from headwork.findings.measurement import Measurement, Progress, no_progress
 from headwork.methods.ablation import Value
 from headwork.methods.batches import chunks
-from headwork.methods.distance_copying import fit_distance_copying
 from headwork.methods.ov_copying import copying_scores
 from headwork.model.initialise import initialise
 from headwork.model.sites import Head
 from headwork.model.transformer import Transformer
 
-SETTINGS: dict[str, Any] = {"discovery": 128, "held_out": 256, "ablation": "mean", "seed": 0}
-
 
 def measure(model: Transformer, settings: Mapping[str, Any], progress: Progress = no_progress) -> Measurement:
-    """Everything the claim card asks, on one network. `settings` are those of `SETTINGS`."""
+    """Everything the claim card asks, on one network.
+
+    `settings`: `discovery` and `held_out` count sequences, `ablation` is the primary value that ablated heads take
+    (one of `headwork.methods.ablation.VALUES`), `seed` fixes all randomness.
+    """
     seed = settings["seed"]
-    prompts = draw(model, settings["discovery"], settings["held_out"], seed)
+    distribution, note, status = distribution_for(model)
+    prompts = draw(distribution, settings["discovery"], settings["held_out"], seed)
     generator = torch.Generator().manual_seed(seed + 1)
     progress("loss inside repeats", 0.05)
     behaviour = _behaviour(model, prompts)
@@ -74,16 +76,15 @@ def measure(model: Transformer, settings: Mapping[str, Any], progress: Progress 
         dataset,
         {"induction": [str(h) for h in found.heads], "previous-token": [str(h) for h in senders.heads]},
         prompts.distribution.to_dict(),
-        prompts.note,
+        note,
+        status,
         _notes(found, senders, ablated, patched),
     )
 
 
 def _behaviour(model: Transformer, prompts: Prompts) -> dict[str, Any]:
     """Losses per held-out sequence and by place in a copy, and the best predictor that copies by distance."""
-    held_out, chosen = prompts.held_out, prompts.discovery
-    low, high = prompts.distribution.alphabet
-    baseline = fit_distance_copying(chosen.tokens, chosen.predictable, high - low)
+    held_out, baseline = prompts.held_out, prompts.baseline
     losses, right = _token_losses(model, held_out.tokens)
     inside, outside = held_out.predictable, held_out.unpredictable
     baseline_loss = _mean(baseline.losses(held_out.tokens), inside)

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from jaxtyping import Bool
 from torch import Tensor
 
 from headwork.errors import UserError
+from headwork.findings.measurement import Status
+from headwork.methods.distance_copying import DistanceCopying, fit_distance_copying
 from headwork.methods.head_scores import Looking
 from headwork.model.transformer import Transformer
 from headwork.tasks.repeated_sequences import GENERATOR, RepeatedBatch, RepeatedSequences, followers
@@ -16,27 +19,39 @@ from headwork.tasks.repeated_sequences import GENERATOR, RepeatedBatch, Repeated
 
 @dataclass(frozen=True)
 class Prompts:
-    """Discovery sequences choose heads; held-out ones score them. `replaced` has the earlier copies overwritten."""
+    """Discovery sequences choose heads; held-out ones score them. `replaced` has the earlier copies overwritten.
+
+    `baseline` is the best predictor that copies by distance alone, fitted to the discovery sequences.
+    """
 
     distribution: RepeatedSequences
-    note: str
     discovery: RepeatedBatch
     held_out: RepeatedBatch
     replaced: RepeatedBatch
+    baseline: DistanceCopying
 
 
-def draw(model: Transformer, discovery: int, held_out: int, seed: int) -> Prompts:
-    """Sequences for this network, all randomness from `seed`; `UserError` where it cannot be asked this at all."""
-    distribution, note = distribution_for(model)
+@lru_cache(maxsize=4)
+def draw(distribution: RepeatedSequences, discovery: int, held_out: int, seed: int) -> Prompts:
+    """Sequences of this distribution, all randomness from `seed`; networks of one distribution share them."""
     generator = torch.Generator().manual_seed(seed)
     chosen = distribution.sample(discovery, generator)
     scored = distribution.sample(held_out, generator)
-    replaced = scored.with_earlier_copies_replaced(generator, distribution.alphabet)
-    return Prompts(distribution, note, chosen, scored, replaced)
+    low, high = distribution.alphabet
+    return Prompts(
+        distribution,
+        chosen,
+        scored,
+        scored.with_earlier_copies_replaced(generator, distribution.alphabet),
+        fit_distance_copying(chosen.tokens, chosen.predictable, high - low),
+    )
 
 
-def distribution_for(model: Transformer) -> tuple[RepeatedSequences, str]:
-    """The distribution that the model's card states, with varied distances; a default one where it states none."""
+def distribution_for(model: Transformer) -> tuple[RepeatedSequences, str, Status]:
+    """The distribution that the model's card states, with varied distances; a default one where it states none.
+
+    With it, what a reader must know of where it comes from. Raises `UserError` for a network that cannot be asked this.
+    """
     config = model.config
     if not config.causal or config.outputs != config.d_vocab:
         raise UserError(
@@ -47,9 +62,8 @@ def distribution_for(model: Transformer) -> tuple[RepeatedSequences, str]:
         raise UserError("This finding needs a network with attention heads; this one has no layers.")
     stated = model.card.data if model.card is not None else None
     if stated is None or stated.get("generator") != GENERATOR:
-        return _default(config.d_vocab, config.n_ctx), (
-            "The network's card states no distribution of repeated sequences; a default one was used (inferred)."
-        )
+        note = "The network's card states no distribution of repeated sequences; a default one was used."
+        return _default(config.d_vocab, config.n_ctx), note, "inferred"
     own = RepeatedSequences.from_dict(stated)
     if own.vocab > config.d_vocab or own.length > config.n_ctx:
         raise UserError(
@@ -58,11 +72,12 @@ def distribution_for(model: Transformer) -> tuple[RepeatedSequences, str]:
         )
     varied = own.with_varied_distance()
     if varied == own:
-        return own, "The network's own training distribution, as its card states it."
-    return varied, (
+        return own, "The network's own training distribution, as its card states it.", "as stated"
+    note = (
         "The network's training distribution has one fixed distance between copies, which a head can exploit by place "
-        "alone; segments and places were varied (changed)."
+        "alone; segments and places were varied."
     )
+    return varied, note, "changed"
 
 
 def _default(vocab: int, n_ctx: int) -> RepeatedSequences:

@@ -1,0 +1,274 @@
+"""From finished runs to the record: every sub-claim judged, controls compared, follow-ups summed up over seeds."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
+
+from headwork.findings.claim import ClaimCard, SubClaim
+from headwork.findings.registry import Grid
+from headwork.studies import statistics
+from headwork.studies.plan import Plan, PlannedFollowUp, PlannedLevel, Task
+from headwork.studies.record import (
+    ClaimResult,
+    ControlResult,
+    Estimate,
+    FollowUp,
+    GridCell,
+    Level,
+    Record,
+    RunResult,
+    Verdict,
+)
+from headwork.studies.runs import Run
+from headwork.studies.verdict import ORDER, capped, judge, overall
+
+if TYPE_CHECKING:
+    import xarray
+
+FORMAT = 1
+
+
+def assemble(
+    plan: Plan,
+    runs: Mapping[str, Run],
+    datasets: Mapping[str, xarray.Dataset],
+    environment: Mapping[str, str],
+    created: str,
+    seconds: float,
+) -> Record:
+    """The record of a reproduction. `runs` lacks the networks whose training diverged; they are recorded as such."""
+    card = plan.finding.card
+    tasks = plan.tasks()
+    results = {
+        name: run_result(card, runs[name], datasets[name]) if name in runs else diverged(task)
+        for name, task in tasks.items()
+    }
+    controls = [_control(name, results[task.name]) for name, task in plan.controls.items()]
+    failed = [control.name for control in controls if not control.as_expected]
+    headline, followups = results["headline"], [_followup(card, f, results) for f in plan.followups]
+    spec = plan.headline.located.spec
+    verdict, decided_by = capped(headline.verdict, headline.decided_by, card, spec, failed)
+    run = runs["headline"]
+    return Record(
+        format=FORMAT,
+        finding=card.id,
+        title=card.title,
+        card=card.to_dict(),
+        card_sha256=card.sha256,
+        model=spec,
+        model_name=plan.headline.located.card.name,
+        model_card=plan.headline.located.card.to_dict(),
+        data=run.data,
+        data_note=run.data_note,
+        settings=dict(plan.finding.settings),
+        seeds=plan.seeds,
+        verdict=verdict,
+        decided_by=decided_by,
+        expected=cast("Verdict | None", plan.expected),
+        headline=headline,
+        runs=[result for name, result in results.items() if name != "headline"],
+        controls=controls,
+        followups=followups,
+        grid=_grid(plan.finding.grid, card, datasets["headline"], plan.finding.settings) if plan.finding.grid else [],
+        deviations=_deviations(run),
+        failures=_failures(results, controls, followups),
+        environment=dict(environment),
+        created=created,
+        seconds=seconds,
+    )
+
+
+def run_result(card: ClaimCard, run: Run, dataset: xarray.Dataset) -> RunResult:
+    """Every sub-claim judged on one network."""
+    values = per_unit(dataset)
+    claims = [judge(claim, values) for claim in card.subclaims]
+    verdict, decided_by = overall(claims)
+    scalars = {
+        name: statistics.exact(float(array)) if array.ndim == 0 else statistics.mean(array, "sequences")
+        for name, array in values.items()
+    }
+    return _result(run.task, run.address, verdict, decided_by, claims, scalars, run.heads, run.notes, run.seconds)
+
+
+def diverged(task: Task) -> RunResult:
+    """What stands for a network whose training diverged: it is shown, not dropped."""
+    result = _result(task, "", "not attempted", f"training diverged at step {task.diverged_at}", [], {}, {}, [], 0.0)
+    return result.model_copy(update={"diverged_at": task.diverged_at})
+
+
+def per_unit(dataset: xarray.Dataset) -> dict[str, np.ndarray]:
+    """The variables with one value for each sequence, and those with one value in all."""
+    return {
+        str(name): variable.values
+        for name, variable in dataset.data_vars.items()
+        if variable.dims in ((), ("sequence",)) and variable.dtype.kind in "fiu"
+    }
+
+
+def _result(
+    task: Task,
+    at: str,
+    verdict: Verdict,
+    decided_by: str,
+    claims: list[ClaimResult],
+    scalars: dict[str, Estimate],
+    heads: dict[str, list[str]],
+    notes: list[str],
+    seconds: float,
+) -> RunResult:
+    card = task.located.card
+    return RunResult(
+        run=task.name,
+        model=task.located.spec + (" (untrained)" if task.untrained else ""),
+        model_name=card.name,
+        weights_sha256=task.located.sha256,
+        seed=card.training.get("seed"),
+        address=at,
+        verdict=verdict,
+        decided_by=decided_by,
+        claims=claims,
+        scalars=scalars,
+        heads=heads,
+        notes=notes,
+        seconds=seconds,
+    )
+
+
+def _control(name: str, result: RunResult) -> ControlResult:
+    expected: Verdict = "not reproduced"
+    failed = [claim for claim in result.claims if claim.central and claim.verdict == result.verdict]
+    return ControlResult(
+        name=name,
+        model=result.model,
+        verdict=result.verdict,
+        expected=expected,
+        as_expected=result.verdict == expected,
+        decided_by=result.decided_by,
+        why=" ".join(f"{claim.id}: {claim.why}" for claim in failed),
+        run=result.run,
+    )
+
+
+def _followup(card: ClaimCard, planned: PlannedFollowUp, results: Mapping[str, RunResult]) -> FollowUp:
+    levels = [_level(card, level, [results[task.name] for task in level.tasks]) for level in planned.levels]
+    expects = {str(value): verdict for value, verdict in planned.factor.expects.items()}
+    return FollowUp(
+        factor=planned.factor.name,
+        key=planned.factor.key,
+        question=planned.factor.question,
+        diff={str(level.value): level.diff for level in planned.levels if level.diff is not None},
+        levels=levels,
+        verdict=_as_predicted(levels, expects),
+        unavailable=list(planned.unavailable),
+    )
+
+
+def _as_predicted(levels: Sequence[Level], expects: Mapping[str, str]) -> Verdict:
+    """*reproduced* where every level comes out as the claim predicts; the worst disagreement decides otherwise."""
+    grades: list[Verdict] = []
+    for level in levels:
+        if expects[level.value] == level.verdict:
+            grades.append("reproduced")
+        elif level.verdict in ("inconclusive", "not attempted"):
+            grades.append("inconclusive")
+        elif level.verdict == "partially reproduced" and expects[level.value] == "reproduced":
+            grades.append("partially reproduced")
+        else:
+            grades.append("not reproduced")
+    return min(grades, key=ORDER.index)
+
+
+def _level(card: ClaimCard, planned: PlannedLevel, results: Sequence[RunResult]) -> Level:
+    """One level over its seeds: networks are the units, so each contributes one number to every quantity."""
+    finished = [r for r in results if r.diverged_at is None]
+    if len(finished) > 1:
+        claims = [judge(_over_networks(c), _per_network(c, finished), unit="networks") for c in card.subclaims]
+        verdict, decided_by = overall(claims)
+    elif finished:
+        claims, verdict, decided_by = finished[0].claims, finished[0].verdict, finished[0].decided_by
+    else:
+        claims, verdict, decided_by = [], "not attempted", "every seed diverged"
+    if finished and len(finished) < len(results) and verdict == "reproduced":
+        verdict, decided_by = "partially reproduced", f"{len(results) - len(finished)} of {len(results)} seeds diverged"
+    return Level(
+        value=str(planned.value),
+        baseline=planned.baseline,
+        runs=[r.run for r in results],
+        verdict=verdict,
+        decided_by=decided_by,
+        estimates={c.id: c.estimate for c in claims},
+        per_seed={
+            c.id: [_claim(r, c.id).estimate.value if r.claims else None for r in results] for c in card.subclaims
+        },
+        seeds=[-1 if r.seed is None else r.seed for r in results],
+        seed_verdicts=[
+            f"diverged at step {r.diverged_at}" if r.diverged_at is not None else r.verdict for r in results
+        ],
+    )
+
+
+def _over_networks(claim: SubClaim) -> SubClaim:
+    """The same sub-claim with a network's own estimate as the quantity, ratios already taken."""
+    return dataclasses.replace(claim, ratio_of=None, replicate="network")
+
+
+def _per_network(claim: SubClaim, results: Sequence[RunResult]) -> dict[str, np.ndarray]:
+    """The quantity and its control, one value per network; left out where a network has none."""
+    quantity = [_claim(r, claim.id).estimate.value for r in results]
+    values: dict[str, np.ndarray] = {}
+    if any(v is not None for v in quantity):
+        values[claim.quantity] = np.array([np.nan if v is None else v for v in quantity])
+    nulls = [_claim(r, claim.id).null for r in results]
+    if claim.null and all(null is not None and null.value is not None for null in nulls):
+        values[claim.null] = np.array([null.value for null in nulls if null is not None])
+    return values
+
+
+def _claim(result: RunResult, id: str) -> ClaimResult:
+    return next(claim for claim in result.claims if claim.id == id)
+
+
+def _grid(grid: Grid, card: ClaimCard, dataset: xarray.Dataset, settings: Mapping[str, Any]) -> list[GridCell]:
+    claim = next(c for c in card.subclaims if c.id == grid.claim)
+    cells = []
+    for choice in dataset[grid.axis].values:
+        values = {claim.quantity: dataset[grid.quantity].sel({grid.axis: choice}).values}
+        if claim.null and grid.null in dataset:
+            values[claim.null] = dataset[grid.null].sel({grid.axis: choice}).values
+        result = judge(claim, values)
+        cells.append(
+            GridCell(
+                choice={grid.setting: str(choice)},
+                primary=str(choice) == settings[grid.setting],
+                estimate=result.estimate,
+                difference=result.difference,
+                verdict=result.verdict,
+            )
+        )
+    return cells
+
+
+def _deviations(run: Run) -> list[dict[str, str]]:
+    found = [{"what": "prompts", "status": run.data_status, "why": run.data_note}]
+    return found + [{"what": "network", "status": "inferred", "why": line} for line in run.inferred]
+
+
+def _failures(
+    results: Mapping[str, RunResult], controls: Sequence[ControlResult], followups: Sequence[FollowUp]
+) -> list[str]:
+    lines = [f"{r.model}: {r.decided_by}." for r in results.values() if r.diverged_at is not None]
+    lines += [f"Control {c.name}: {c.verdict}, expected {c.expected}." for c in controls if not c.as_expected]
+    lines += [f"{line}." for followup in followups for line in followup.unavailable]
+    for followup in followups:
+        for level in followup.levels:
+            odd = [f"seed {s}" for s, v in zip(level.seeds, level.seed_verdicts) if v != level.verdict]
+            if odd:
+                verdicts = ", ".join(sorted({v for v in level.seed_verdicts if v != level.verdict}))
+                lines.append(
+                    f"{followup.factor} = {level.value}: {level.verdict} over seeds, but {', '.join(odd)} {verdicts}."
+                )
+    return lines
