@@ -39,11 +39,12 @@ RECIPES: dict[str, Recipe] = {
         _variant("attn-only-3l", "Three attention-only layers on the same sequences.", n_layers=3),
         _variant("attn-only-2l-learned", "Two attention-only layers with learned positions.", positions="learned"),
         dataclasses.replace(
-            _ONE_LAYER,
-            name="attn-only-1l-fixed-period",
-            description=(
-                "One attention-only layer on sequences whose second half repeats the first: "
-                "it predicts repeats by position alone."
+            _variant(
+                "attn-only-1l-fixed-period",
+                "One attention-only layer with learned positions on sequences whose second half repeats the first: "
+                "it predicts repeats by position alone.",
+                n_layers=1,
+                positions="learned",
             ),
             data=RepeatedSequences(vocab=128, length=64, segment=(32, 32), copies=(2, 2), placement="fixed"),
         ),

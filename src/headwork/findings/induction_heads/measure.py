@@ -13,7 +13,7 @@ from torch import Tensor
 from headwork.engine.run import run
 from headwork.findings.induction_heads.attention import Chosen, HeadScores, attention_when_replaced, choose, head_scores
 from headwork.findings.induction_heads.causes import Ablations, Paths, ablations, paths
-from headwork.findings.induction_heads.prompts import Prompts, distribution_for, draw
+from headwork.findings.induction_heads.prompts import Prompts, distribution_for, draw, stated_distribution
 from headwork.findings.measurement import Measurement, Progress, no_progress
 from headwork.methods.ablation import Value
 from headwork.methods.batches import chunks
@@ -21,6 +21,9 @@ from headwork.methods.ov_copying import copying_scores
 from headwork.model.initialise import initialise
 from headwork.model.sites import Head
 from headwork.model.transformer import Transformer
+from headwork.tasks.repeated_sequences import RepeatedSequences
+
+_INDUCTION = ("induction", "induction_null")
 
 
 def measure(model: Transformer, settings: Mapping[str, Any], progress: Progress = no_progress) -> Measurement:
@@ -31,6 +34,7 @@ def measure(model: Transformer, settings: Mapping[str, Any], progress: Progress 
     """
     seed = settings["seed"]
     distribution, note, status = distribution_for(model)
+    own = stated_distribution(model)
     prompts = draw(distribution, settings["discovery"], settings["held_out"], seed)
     generator = torch.Generator().manual_seed(seed + 1)
     progress("loss inside repeats", 0.05)
@@ -63,6 +67,7 @@ def measure(model: Transformer, settings: Mapping[str, Any], progress: Progress 
             "attention_drop": ("sequence", (before - after).numpy()),
             **_causes(ablated, patched, settings["ablation"], found.heads),
             **_weights(model, found.heads, seed),
+            **(_at_own_distance(model, own, settings) if own is not None and own != distribution else {}),
         },
         coords={
             "layer": range(model.config.n_layers),
@@ -160,6 +165,24 @@ def _weights(model: Transformer, found: tuple[Head, ...], seed: int) -> dict[str
         "head_ov_copying": (("layer", "head"), scores.numpy()),
         "ov_copying": ((), float(torch.stack([scores[h.layer, h.head] for h in found]).mean())),
         "ov_null": ((), float(untrained.max())),
+    }
+
+
+def _at_own_distance(model: Transformer, own: RepeatedSequences, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """What the trap looks like: the best head's score at the one distance that the network was trained on.
+
+    Chosen and scored as elsewhere, with the attention before and after the earlier copies are replaced. It is shown
+    beside the verdict and has no part in it.
+    """
+    prompts = draw(own, settings["discovery"], settings["held_out"], settings["seed"])
+    generator = torch.Generator().manual_seed(settings["seed"] + 1)
+    chosen = choose(*(getattr(head_scores(model, prompts.discovery, generator), n) for n in _INDUCTION))
+    before, after = attention_when_replaced(model, prompts, (_needed(chosen.best),))
+    losses, _ = _token_losses(model, prompts.held_out.tokens)
+    return {
+        "own_distance_score": ("sequence", before.numpy()),
+        "own_distance_replaced": ("sequence", after.numpy()),
+        "own_distance_loss": ("sequence", _mean(losses, prompts.held_out.predictable).numpy()),
     }
 
 

@@ -60,11 +60,10 @@ def distribution_for(model: Transformer) -> tuple[RepeatedSequences, str, Status
         )
     if config.n_layers < 1:
         raise UserError("This finding needs a network with attention heads; this one has no layers.")
-    stated = model.card.data if model.card is not None else None
-    if stated is None or stated.get("generator") != GENERATOR:
+    own = stated_distribution(model)
+    if own is None:
         note = "The network's card states no distribution of repeated sequences; a default one was used."
         return _default(config.d_vocab, config.n_ctx), note, "inferred"
-    own = RepeatedSequences.from_dict(stated)
     if own.vocab > config.d_vocab or own.length > config.n_ctx:
         raise UserError(
             f"The card's training distribution ({own.vocab} tokens, length {own.length}) does not fit the network "
@@ -78,6 +77,12 @@ def distribution_for(model: Transformer) -> tuple[RepeatedSequences, str, Status
         "alone; segments and places were varied."
     )
     return varied, note, "changed"
+
+
+def stated_distribution(model: Transformer) -> RepeatedSequences | None:
+    """The distribution of repeated sequences that the model's card states, None where it states none."""
+    data = model.card.data if model.card is not None else None
+    return RepeatedSequences.from_dict(data) if data is not None and data.get("generator") == GENERATOR else None
 
 
 def _default(vocab: int, n_ctx: int) -> RepeatedSequences:
