@@ -194,8 +194,10 @@ def _check_table(sin: Tensor, found: Mapping[str, Any], d_head: int) -> None:
     probe = TransformerConfig(
         n_layers=0, d_model=1, n_heads=1, d_head=d_head, d_vocab=1, n_ctx=1, positions="rotary", **found
     )
-    ours = rotary_table(probe, torch.arange(sin.shape[0]), torch.float64)[1]
-    ours = ours.repeat_interleave(2, -1) if found["rotary_style"] == "adjacent" else ours.repeat(1, 2)
+    ours = rotary_table(probe, torch.arange(sin.shape[0]), torch.float64)[1].squeeze(1)
+    # Ours carries the sign of a rotation: the first entry of each pair has the negative sine.
+    first = slice(0, None, 2) if found["rotary_style"] == "adjacent" else slice(0, ours.shape[-1] // 2)
+    ours[:, first] *= -1
     if (ours - sin.double()).abs().max() > 1e-2:
         raise UserError("The TransformerLens checkpoint's rotary tables are not of the form base^(−2i/r).")
 
