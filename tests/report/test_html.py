@@ -10,7 +10,7 @@ from itertools import pairwise
 
 from tests.report.conftest import Case
 
-VOID = {"meta", "img", "br", "link", "input", "hr"}
+VOID = {"wbr", "meta", "img", "br", "link", "input", "hr"}
 
 
 class Reader(HTMLParser):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,6 +13,7 @@ from pypdf import PdfReader
 from tests.report import example
 from tests.report.conftest import REBUILD, Case, make
 
+from headwork.draw.picture import Picture
 from headwork.errors import UserError
 from headwork.findings.figure import Figure
 from headwork.report import numbers
@@ -107,32 +110,32 @@ def test_controls_that_fail_as_they_should_read_as_expected(case: Case) -> None:
     assert case.html.count('<span class="note">as expected</span>') == len(case.record.controls)
 
 
-def test_a_control_that_succeeds_reads_as_not_expected(figures: list[Figure], tmp_path: Path) -> None:
+def test_a_control_that_succeeds_reads_as_not_expected(tmp_path: Path) -> None:
     good, *others = example.controls()
     bad = good.model_copy(update={"verdict": "reproduced", "as_expected": False})
-    case = make(example.record(controls=[bad, *others]), figures, example.NOTES, tmp_path)
+    case = make(example.record(controls=[bad, *others]), [], example.NOTES, tmp_path)
     assert "not as expected: not reproduced was expected" in case.pdf
     assert "2 of 3 controls came out as expected" in re.sub(r"(\d)[a-z]+ ", r"\1 ", case.pdf)
     assert "tone-unexpected" in case.html
 
 
-def test_an_expected_failure_reads_as_one(figures: list[Figure], tmp_path: Path) -> None:
+def test_an_expected_failure_reads_as_one(tmp_path: Path) -> None:
     record = example.record(verdict="not reproduced", expected="not reproduced")
-    case = make(record, figures, example.NOTES, tmp_path)
+    case = make(record, [], example.NOTES, tmp_path)
     for text in (case.pdf, case.html):
         assert "This is an expected failure" in text
     assert "✗ not reproduced as expected" in case.pdf.replace("\xa0", " ")
     assert "banner tone-expected" in case.html
 
 
-def test_an_unexpected_verdict_says_what_was_expected(figures: list[Figure], tmp_path: Path) -> None:
-    case = make(example.record(expected="not reproduced"), figures, example.NOTES, tmp_path)
+def test_an_unexpected_verdict_says_what_was_expected(tmp_path: Path) -> None:
+    case = make(example.record(expected="not reproduced"), [], example.NOTES, tmp_path)
     assert "not as expected: not reproduced was expected" in case.pdf
     assert "expected failure" not in case.pdf + case.html
 
 
-def test_prose_that_is_missing_is_a_draft_in_its_place(figures: list[Figure], tmp_path: Path) -> None:
-    case = make(example.record(), figures, None, tmp_path)
+def test_prose_that_is_missing_is_a_draft_in_its_place(tmp_path: Path) -> None:
+    case = make(example.record(), [], None, tmp_path)
     assert case.built.pages == 7
     assert case.built.draft == tuple(section.name for section in SECTIONS)
     assert case.html.count('class="draft"') == case.pdf.count("DRAFT") == len(SECTIONS)
@@ -223,3 +226,17 @@ def test_the_record_alone_decides_the_keys(case: Case) -> None:
     assert {name: source.key for name, (_, source) in first.items()} == {
         name: source.key for name, (_, source) in names(Record.model_validate(record.model_dump())).items()
     }
+
+
+def test_the_report_is_made_without_the_heavy_libraries() -> None:
+    code = (
+        "import sys, headwork.report.build; print([m for m in ('torch', 'xarray', 'matplotlib') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_a_picture_that_is_no_svg_is_refused(tmp_path: Path) -> None:
+    figure = Figure(name="photo", slot="main", title="t", caption="c", basis="b", picture=Picture("GIF89a", "alt"))
+    with pytest.raises(UserError, match="'photo'"):
+        build(example.record(), [figure], None, tmp_path, rebuild_command=REBUILD)

@@ -41,8 +41,11 @@ from headwork.report.document import (
     walk,
 )
 from headwork.report.numbers import moment
+from headwork.report.svg import natural_width
 from headwork.report.verdicts import SYMBOLS, tone
 
+# Pixels for a point of a picture: its letters of 7 points then read as well as the text.
+_ENLARGED = 1.9
 _SOURCES = "Where the numbers come from"
 _SCRIPT = re.compile(r"<script>(.*?)</script>", re.DOTALL)
 
@@ -138,7 +141,9 @@ class _Writer:
             case Table():
                 return self.table(block)
             case Facts(pairs, columns):
-                rows = "".join(f"<div><dt>{_safe(t)}</dt><dd>{self.inlines(parts)}</dd></div>" for t, parts in pairs)
+                rows = "".join(
+                    f"<div><dt>{_breakable(t)}</dt><dd>{self.inlines(parts)}</dd></div>" for t, parts in pairs
+                )
                 return f'<dl class="columns-{columns}">{rows}</dl>\n'
             case FigureRow(figures):
                 return f'<div class="figures">{"".join(self.figure(shown) for shown in figures)}</div>\n'
@@ -182,13 +187,18 @@ class _Writer:
         if index == 0:
             return f'<th scope="row" role="rowheader">{self.inlines(parts)}</th>'
         # On a phone each cell stands on a line of its own and is named by its column.
-        return f'<td role="cell" data-label="{_safe(table.columns[index].title)}">{self.inlines(parts)}</td>'
+        return f'<td role="cell" data-label="{_safe(table.columns[index].title)}"><div>{self.inlines(parts)}</div></td>'
 
     def figure(self, shown: Shown) -> str:
         figure = shown.figure
         alt = _safe(" ".join(figure.picture.alt.split()))
         picture = base64.b64encode(figure.picture.svg.encode()).decode()
-        still = f'<img src="data:image/svg+xml;base64,{picture}" alt="{alt}">'
+        width = natural_width(figure.picture.svg)
+        size = "" if width is None else f' width="{width * _ENLARGED:.0f}" style="--natural:{width:.0f}"'
+        still = (
+            f'<div class="still" tabindex="0" role="group" aria-label="Picture of figure {shown.number}">'
+            f'<img src="data:image/svg+xml;base64,{picture}" alt="{alt}"{size}></div>'
+        )
         if figure.view is not None:
             still = f'<div class="view">{figure.view.html}</div><div class="print">{still}</div>'
         return (
@@ -236,6 +246,11 @@ class _Writer:
         return f'<sup><a href="#source-{key}" aria-label="{told}">{key}</a></sup>'
 
 
+def _breakable(term: str) -> str:
+    """A dotted or underscored name that may go on in the next line after each of these."""
+    return _safe(term).replace("_", "_<wbr>").replace(".", ".<wbr>")
+
+
 def _symbol(badge: Badge) -> str:
     return f'<span aria-hidden="true">{SYMBOLS.get(badge.verdict, "–")}</span>'
 
@@ -249,7 +264,7 @@ def _source_row(source: Source) -> str:
     addresses = "<br>".join(f"<code>{_safe(address)}</code>" for address in source.addresses) or "–"
     return (
         f'<tr role="row" id="source-{source.key}"><th scope="row" role="rowheader">{source.key}</th>'
-        f'<td role="cell" data-label="Source">{_safe(source.name)}</td>'
-        f'<td role="cell" data-label="Settings">{_safe(source.settings)}</td>'
-        f'<td role="cell" data-label="Address">{addresses}</td></tr>\n'
+        f'<td role="cell" data-label="Source"><div>{_safe(source.name)}</div></td>'
+        f'<td role="cell" data-label="Settings"><div>{_safe(source.settings)}</div></td>'
+        f'<td role="cell" data-label="Address"><div>{addresses}</div></td></tr>\n'
     )

@@ -8,13 +8,27 @@ from typing import Any
 
 from headwork.findings.figure import Figure, Slot
 from headwork.report import numbers
-from headwork.report.document import FigureRow, Inline, Inlines, Shown, Source, Strong, Text, Value
+from headwork.report.document import (
+    Block,
+    FigureRow,
+    Inline,
+    Inlines,
+    Part,
+    Shown,
+    Side,
+    Source,
+    Strong,
+    Text,
+    Value,
+    words_in,
+)
 from headwork.report.notes import Notes
 from headwork.report.sources import HEADLINE, RECORD
 from headwork.studies.record import Estimate, Record
 
 # The order in which figures stand in the report, and so in which they are numbered.
 SLOTS: tuple[Slot, ...] = ("circuit", "main", "attention", "secondary", "followups", "robustness")
+_LONG_PART = 200
 
 
 @dataclass(frozen=True)
@@ -86,6 +100,12 @@ def printed(value: Any) -> str:
     if isinstance(value, (list, tuple)):
         return ", ".join(printed(part) for part in value)
     return str(value)
+
+
+def beside(left: Part, right: Part) -> tuple[Block, ...]:
+    """Two parts side by side; one under the other where one is so long that its column would run on alone."""
+    short, long = sorted((words_in(left), words_in(right)))
+    return (left, right) if long > _LONG_PART and long > 3 * short else (Side((left,), (right,)),)
 
 
 def words(*parts: str | Inline) -> Inlines:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import re
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,10 +14,25 @@ from typing import Any
 
 import typst
 
+from headwork.draw.picture import xml_safe
 from headwork.errors import UserError
 from headwork.report import numbers
-from headwork.report.document import Badge, Part, Report, Section, Shown, Source, Table, Value, keys_in, walk, words_in
+from headwork.report.document import (
+    Badge,
+    Link,
+    Part,
+    Report,
+    Section,
+    Shown,
+    Source,
+    Table,
+    Value,
+    keys_in,
+    walk,
+    words_in,
+)
 from headwork.report.glyphs import printable
+from headwork.report.svg import natural_width
 from headwork.report.verdicts import SYMBOLS, tone
 
 # From roomy to tight: the size of figures against their own, the size of the text in points. Figures give way first.
@@ -126,15 +140,15 @@ def _plain(node: Any) -> Any:
         data["keys"] = keys_in(node)
     if isinstance(node, Value) and not node.marked:
         data["key"] = ""
-    if "url" in data:
-        data["url"] = getattr(node, "url")  # noqa: B009 – a link's target is not printed
+    if isinstance(node, Link):
+        data["url"] = xml_safe(node.url)
     return data
 
 
 def _shown(shown: Shown) -> dict[str, Any]:
     figure = shown.figure
     wanted = figure.width * _TEXT_WIDTH_PT
-    natural = _natural_width(figure.picture.svg)
+    natural = natural_width(figure.picture.svg)
     return {
         "is": "Shown",
         "number": shown.number,
@@ -146,14 +160,6 @@ def _shown(shown: Shown) -> dict[str, Any]:
         "share": figure.width,
         "width": wanted if natural is None else min(wanted, natural * _MOST_ENLARGED),
     }
-
-
-def _natural_width(svg: str) -> float | None:
-    """The width in points that the picture was drawn for."""
-    found = re.search(r'<svg[^>]*?\swidth="([\d.]+)(pt|px|)"', svg)
-    if found is None:
-        return None
-    return float(found[1]) * (1.0 if found[2] == "pt" else 0.75)
 
 
 def _moment(created: str) -> int:

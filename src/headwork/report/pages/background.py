@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from headwork.report.document import Block, Column, Section, Side, Table
-from headwork.report.material import Material, strong, words
+from headwork.report.document import Block, Column, Section, Table
+from headwork.report.material import Material, beside, strong, words
 from headwork.report.sources import HEADLINE
 
 
 def page(material: Material) -> Section:
-    prose = Side((material.notes.part("Motivation"),), (material.notes.part("Background"),))
-    blocks: list[Block] = [prose, *material.figure_rows("circuit")]
+    prose = beside(material.notes.part("Motivation"), material.notes.part("Background"))
+    blocks: list[Block] = [*prose, *material.figure_rows("circuit")]
     if material.record.headline.heads:
         blocks.append(_heads(material))
     return Section("background", "Background and the claimed circuit", tuple(blocks))

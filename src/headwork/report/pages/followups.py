@@ -33,12 +33,13 @@ def _overall(followup: FollowUp) -> Inlines:
 
 def _levels(material: Material, followup: FollowUp) -> Table:
     quantities = _quantities(material, followup)
+    units = {claim.id: claim.quantity_unit for claim in material.record.headline.claims}
     columns = (
         Column(followup.factor, 0.9),
-        Column("Change of the settings", 2.2),
-        *(Column(name, 1.35) for name in quantities),
-        Column("Seeds", 1.9),
-        Column("Verdict", 2.0),
+        Column("Change of the settings", 2.6),
+        *(Column(f"{name} ({units[name]})" if units.get(name) else name, 1.35) for name in quantities),
+        Column("Seeds", 1.8),
+        Column("Verdict", 1.9),
     )
     rows = tuple(_row(material, followup, level, quantities) for level in followup.levels)
     caption = f"{followup.factor}: means over seeds with 95 % intervals over seeds. Nothing but the key shown differs."

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from headwork.report.document import Section, Side
-from headwork.report.material import Material
+from headwork.report.document import Section
+from headwork.report.material import Material, beside
 
 
 def page(material: Material) -> Section:
@@ -12,7 +12,7 @@ def page(material: Material) -> Section:
         "reflection",
         "Reflection",
         (
-            Side((notes.part("Shows"),), (notes.part("Does not show"),)),
-            Side((notes.part("Alignment"),), (notes.part("Change our mind"),)),
+            *beside(notes.part("Shows"), notes.part("Does not show")),
+            *beside(notes.part("Alignment"), notes.part("Change our mind")),
         ),
     )

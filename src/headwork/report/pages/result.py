@@ -25,7 +25,7 @@ def _comparison(material: Material) -> Table:
     columns = (
         Column("Sub-claim", 1.2),
         Column("Paper", 1.3, card),
-        Column("Ours", 1.3, ours),
+        Column("Ours [95 %]", 1.3, ours),
         Column("Ours − null", 1.3, ours),
         Column("Threshold, and its source", 1.9, card),
         Column("What decided", 2.2, ours),

@@ -18,10 +18,9 @@ from headwork.report.document import (
     Paragraph,
     Part,
     Section,
-    Side,
     Table,
 )
-from headwork.report.material import Material, sentence, strong, words
+from headwork.report.material import Material, beside, sentence, strong, words
 from headwork.report.sources import HEADLINE, RECORD, control_id, level_id
 from headwork.report.verdicts import control_badge
 from headwork.studies.record import GridCell
@@ -37,8 +36,8 @@ def page(material: Material) -> Section:
         blocks.append(_controls(material))
     blocks += [
         Part("Failures", _failures(material)),
-        Side((material.notes.part("Clean"),), (material.notes.part("Interpretation"),)),
-        Side((_compute(material),), (_bibliography(material),)),
+        *beside(material.notes.part("Clean"), material.notes.part("Interpretation")),
+        *beside(_compute(material), _bibliography(material)),
         Part("Rebuild", (Command(material.rebuild_command),)),
     ]
     return Section("robustness", "Robustness, controls and failures", tuple(blocks))

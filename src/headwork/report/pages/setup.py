@@ -74,7 +74,7 @@ def _deviations(material: Material) -> tuple[Block, ...]:
         for deviation in listed
     )
     caption = "What is as the paper states, what was inferred because the paper leaves it open, and what was changed."
-    return (Table(caption, (Column("", 0.7), Column("What", 2.4), Column("Why", 2.4)), rows), remarks)
+    return (Table(caption, (Column("Kind", 0.7), Column("What", 2.4), Column("Why", 2.4)), rows), remarks)
 
 
 def _power(material: Material) -> Table:

@@ -127,11 +127,11 @@ def _card(material: Material) -> Part:
 def _subclaims(material: Material) -> Table:
     card, ours = material.key(CARD), material.key(HEADLINE)
     columns = (
-        Column("Sub-claim", 3.3, card),
-        Column("Paper", 1.6, card),
-        Column("Threshold", 1.0, card),
-        Column("Ours [95 % interval]", 1.6, ours),
-        Column("Null", 1.55, ours),
+        Column("Sub-claim", 3.2, card),
+        Column("Paper", 1.55, card),
+        Column("Threshold", 1.1, card),
+        Column("Ours [95 %]", 1.7, ours),
+        Column("Null [95 %]", 1.6, ours),
         Column("Verdict", 1.75, ours),
     )
     rows = tuple(_row(material, claim) for claim in material.record.headline.claims)
