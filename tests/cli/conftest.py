@@ -53,16 +53,19 @@ def cli(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> 
 
 @pytest.fixture
 def refused(cli: Cli, empty_folder: Path) -> Cli:
-    """Run a command that must be refused: exit code 2, one sentence, and nothing written or printed on stdout."""
+    """Run a command that must be refused: exit code 2, one sentence, no file written, nothing on stdout."""
+
+    def files() -> list[Path]:
+        return sorted(path for path in empty_folder.parent.rglob("*") if path.is_file())
 
     def run(*arguments: object) -> Result:
-        before = sorted(empty_folder.parent.rglob("*"))
+        before = files()
         result = cli(*arguments)
         assert result.code == 2, result
         assert not result.out
         assert len(result.err.strip().splitlines()) == 1, result.err
         assert "Traceback" not in result.err
-        assert sorted(empty_folder.parent.rglob("*")) == before
+        assert files() == before
         return result
 
     return run

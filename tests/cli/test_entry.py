@@ -11,11 +11,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from tests.architectures import network
 from tests.cli.conftest import Cli
 
 import headwork
 from headwork.cli import main
 from headwork.errors import UserError
+from headwork.model.card import ModelCard
+from headwork.model.checkpoints import save
 
 SPY = """
 import json, sys
@@ -131,13 +134,10 @@ def test_a_full_disk_under_stdout_is_one_sentence() -> None:
     assert done.stderr == "Cannot write the output: the disk is full; free some space or choose another folder.\n"
 
 
-def test_tables_survive_a_terminal_without_unicode() -> None:
+def test_tables_survive_a_terminal_without_unicode(tmp_path: Path) -> None:
+    folder = save(network("one-layer").float(), tmp_path / "m", ModelCard(name="m"))
     environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
     done = subprocess.run(
-        [sys.executable, "-m", "headwork", "sites", _tiny()], capture_output=True, env=environment, check=True
+        [sys.executable, "-m", "headwork", "sites", str(folder)], capture_output=True, env=environment, check=True
     )
     assert b"resid_post" in done.stdout
-
-
-def _tiny() -> str:
-    return "zoo:attn-only-2l"

@@ -1,4 +1,4 @@
-"""Progress on stderr: a bar in a terminal, otherwise a line for each stage, nothing beside `--json`."""
+"""Progress on stderr: a bar in a terminal, otherwise a line for each tenth, and beside `--json` nothing."""
 
 from __future__ import annotations
 
@@ -45,12 +45,12 @@ def _silent(stage: str, share: float, detail: str = "") -> None:
 
 
 class _Lines:
-    """One line when a stage begins: what a log file can hold."""
+    """One line for every tenth of the work: what a log file can hold."""
 
     def __init__(self) -> None:
-        self.stage = ""
+        self.tenths = -1
 
     def __call__(self, stage: str, share: float, detail: str = "") -> None:
-        if stage != self.stage:
-            self.stage = stage
-            print(f"{stage} …", file=sys.stderr, flush=True)  # noqa: T201 – progress is this module's output
+        if int(share * 10) > self.tenths:
+            self.tenths = int(share * 10)
+            print(f"{share:4.0%}  {stage}  {detail}".rstrip(), file=sys.stderr, flush=True)  # noqa: T201 – its purpose

@@ -82,7 +82,8 @@ def execute(
     inputs = {name: run_inputs(finding, task, device) for name, task in tasks.items()}
     addresses = {name: address("run", values) for name, values in inputs.items()}
     owner = {at: name for name, at in reversed(addresses.items())}
-    missing = [name for at, name in owner.items() if store.find(at) is None]
+    # In the plan's order: a headline network that is damaged is met first, not after its controls were measured.
+    missing = [name for name, at in addresses.items() if owner[at] == name and store.find(at) is None]
     if missing:
         work = _Work(finding, store, device, progress, len(missing))
         work.run({name: (tasks[name], addresses[name], inputs[name]) for name in missing})
