@@ -63,7 +63,7 @@ def everywhere(text: str) -> Record:
             "card": {"claim": text, "networks": text, "data": text, "scope": text, "references": [reference]},
             "model_card": {text: text}, "data": {text: {text: text}}, "settings": {text: text}, "failures": [text],
             "environment": {text: text}, "headline": headline, "controls": [control], "followups": [followup],
-            "deviations": [{"kind": text, "what": text, "why": text}],
+            "deviations": [{"status": text, "what": text, "why": text}],
             "grid": [example.grid()[0].model_copy(update={"choice": {text: text}})],
         }
     )  # fmt: skip

@@ -105,8 +105,8 @@ class Shown:
 
 
 @dataclass(frozen=True)
-class FigureRow:
-    """Figures side by side."""
+class Figures:
+    """Figures in order; as many stand side by side as their widths allow."""
 
     figures: tuple[Shown, ...]
 
@@ -160,7 +160,7 @@ class Section:
 
 Inline: TypeAlias = Text | Strong | Emph | Code | Link | Value | Badge
 Inlines: TypeAlias = tuple[Inline, ...]
-Block: TypeAlias = Paragraph | Listing | Table | Facts | FigureRow | Draft | Banner | Command | Part | Side
+Block: TypeAlias = Paragraph | Listing | Table | Facts | Figures | Draft | Banner | Command | Part | Side
 Blocks: TypeAlias = tuple[Block, ...]
 
 

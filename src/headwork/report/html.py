@@ -21,7 +21,7 @@ from headwork.report.document import (
     Draft,
     Emph,
     Facts,
-    FigureRow,
+    Figures,
     Inline,
     Inlines,
     Link,
@@ -145,7 +145,7 @@ class _Writer:
                     f"<div><dt>{_breakable(t)}</dt><dd>{self.inlines(parts)}</dd></div>" for t, parts in pairs
                 )
                 return f'<dl class="columns-{columns}">{rows}</dl>\n'
-            case FigureRow(figures):
+            case Figures(figures):
                 return f'<div class="figures">{"".join(self.figure(shown) for shown in figures)}</div>\n'
             case Draft(section, question):
                 return (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,7 +11,7 @@ from headwork.findings.figure import Figure, Slot
 from headwork.report import numbers
 from headwork.report.document import (
     Block,
-    FigureRow,
+    Figures,
     Inline,
     Inlines,
     Part,
@@ -29,6 +30,8 @@ from headwork.studies.record import Estimate, Record
 # The order in which figures stand in the report, and so in which they are numbered.
 SLOTS: tuple[Slot, ...] = ("circuit", "main", "attention", "secondary", "followups", "robustness")
 _LONG_PART = 200
+_LONG_LIST = 6
+_SHA256 = re.compile("[0-9a-f]{64}")
 
 
 @dataclass(frozen=True)
@@ -57,17 +60,10 @@ class Material:
     def count(self, number: int, source: str = RECORD, *, marked: bool = True) -> Value:
         return self.value(numbers.whole(number), source, marked=marked)
 
-    def figure_rows(self, *slots: Slot) -> tuple[FigureRow, ...]:
-        """The figures of these slots, side by side as far as their widths allow."""
-        rows: list[list[Shown]] = []
-        for shown in self.figures:
-            if shown.figure.slot not in slots:
-                continue
-            if rows and sum(s.figure.width for s in rows[-1]) + shown.figure.width <= 1.001:
-                rows[-1].append(shown)
-            else:
-                rows.append([shown])
-        return tuple(FigureRow(tuple(row)) for row in rows)
+    def figures_in(self, *slots: Slot) -> tuple[Figures, ...]:
+        """The figures of these slots; nothing where there are none."""
+        found = tuple(shown for shown in self.figures if shown.figure.slot in slots)
+        return (Figures(found),) if found else ()
 
 
 def numbered(figures: Sequence[Figure]) -> tuple[Shown, ...]:
@@ -76,30 +72,44 @@ def numbered(figures: Sequence[Figure]) -> tuple[Shown, ...]:
     return tuple(Shown(i + 1, figure) for i, figure in enumerate(ordered))
 
 
-def flat(data: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
-    """Nested settings as dotted keys with printed values; empty ones are left out."""
-    found: dict[str, str] = {}
+def grouped(data: Mapping[str, Any], name: str = "") -> dict[str, str]:
+    """Nested settings, one line for each group: `architecture` → `n_layers 2, d_model 64`. Empty ones are left out."""
+    data = _nested(data)
+    plain = {key: printed(value) for key, value in data.items() if not isinstance(value, Mapping)}
+    plain = {key: text for key, text in plain.items() if text}
+    found = {name: ", ".join(f"{key} {text}" for key, text in plain.items())} if name and plain else plain
     for key, value in data.items():
-        name = f"{prefix}{key}"
         if isinstance(value, Mapping):
-            found.update(flat(value, f"{name}."))
-        elif value not in (None, "", [], ()):
-            found[name] = printed(value)
+            found |= grouped(value, f"{name} {key}".strip())
+    return found
+
+
+def _nested(data: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings with `architecture.n_layers` inside `architecture`."""
+    found: dict[str, Any] = {}
+    for key, value in data.items():
+        group, dot, rest = key.partition(".")
+        if dot and group and rest and isinstance(found.get(group, {}), Mapping):
+            found[group] = {**found.get(group, {}), rest: value}
+        else:
+            found[key] = value
     return found
 
 
 def printed(value: Any) -> str:
-    """A setting as it is printed: numbers like all others, lists with commas."""
+    """A setting as it is printed: lists in brackets, long ones by their length, hashes by their beginning."""
+    if value is None:
+        return ""
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, float):
         return numbers.exact(value)
-    if isinstance(value, int):
-        # Seeds, sizes and years are names as much as numbers: no thousands separator.
-        return str(value)
     if isinstance(value, (list, tuple)):
-        return ", ".join(printed(part) for part in value)
-    return str(value)
+        if len(value) > _LONG_LIST:
+            return f"({len(value)} values)"
+        return f"({', '.join(printed(part) for part in value)})" if value else ""
+    text = str(value)
+    return text[:12] if _SHA256.fullmatch(text) else text
 
 
 def beside(left: Part, right: Part) -> tuple[Block, ...]:

@@ -36,7 +36,7 @@ from headwork.report.svg import natural_width
 from headwork.report.verdicts import SYMBOLS, tone
 
 # From roomy to tight: the size of figures against their own, the size of the text in points. Figures give way first.
-_DENSITIES = ((1.0, 9.8), (0.85, 9.8), (0.85, 9.4), (0.75, 9.3), (0.7, 9.0), (0.64, 8.7), (0.58, 8.4))
+_DENSITIES = ((1.0, 9.8), (0.85, 9.8), (0.85, 9.4), (0.75, 9.3), (0.66, 9.2), (0.66, 8.8), (0.6, 8.6), (0.55, 8.4))
 _TEXT_WIDTH_PT = 481.9
 # Pictures are drawn for a text width a little below ours; more than this makes their letters larger than the text.
 _MOST_ENLARGED = 1.06

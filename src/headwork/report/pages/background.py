@@ -9,7 +9,7 @@ from headwork.report.sources import HEADLINE
 
 def page(material: Material) -> Section:
     prose = beside(material.notes.part("Motivation"), material.notes.part("Background"))
-    blocks: list[Block] = [*prose, *material.figure_rows("circuit")]
+    blocks: list[Block] = [*prose, *material.figures_in("circuit")]
     if material.record.headline.heads:
         blocks.append(_heads(material))
     return Section("background", "Background and the claimed circuit", tuple(blocks))

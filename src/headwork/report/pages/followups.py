@@ -16,7 +16,7 @@ def page(material: Material) -> Section:
     parts: list[Block] = [_part(material, followup) for followup in material.record.followups]
     if not parts:
         parts = [Paragraph(words("This reproduction has no follow-ups."))]
-    return Section("followups", "Follow-ups", (*parts, *material.figure_rows("followups")))
+    return Section("followups", "Follow-ups", (*parts, *material.figures_in("followups")))
 
 
 def _part(material: Material, followup: FollowUp) -> Part:

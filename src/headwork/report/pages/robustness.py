@@ -31,7 +31,7 @@ def page(material: Material) -> Section:
     blocks: list[Block] = []
     if record.grid:
         blocks.append(_grid(material))
-    blocks += material.figure_rows("robustness")
+    blocks += material.figures_in("robustness")
     if record.controls:
         blocks.append(_controls(material))
     blocks += [
@@ -78,7 +78,7 @@ def _controls(material: Material) -> Table:
         for control in material.record.controls
     )
     caption = "Controls: networks that lack the mechanism. Where one fails as it should, that is as expected."
-    return Table(caption, (Column("Control", 1.5), Column("Verdict", 1.9), Column("What decided", 2.8)), rows)
+    return Table(caption, (Column("Control", 1.4), Column("Verdict", 1.7), Column("What decided", 3.6)), rows)
 
 
 def _failures(material: Material) -> tuple[Block, ...]:
@@ -102,7 +102,8 @@ def _diverged(material: Material) -> Iterator[Inlines]:
 def _compute(material: Material) -> Part:
     record = material.record
     pairs: list[tuple[str, Inlines]] = [("time", _fact(material, numbers.duration(record.seconds)))]
-    pairs += [(key, _fact(material, value)) for key, value in record.environment.items()]
+    versions = ", ".join(f"{key} {value}" for key, value in record.environment.items() if value)
+    pairs.append(("with", _fact(material, versions)))
     pairs.append(("made", _fact(material, numbers.moment(record.created))))
     return Part("Compute", (Facts(tuple(pairs)),), material.key(RECORD))
 

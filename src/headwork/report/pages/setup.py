@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from headwork.report import numbers
 from headwork.report.document import Block, Column, Facts, Inline, Inlines, Paragraph, Part, Section, Side, Table
-from headwork.report.material import Material, flat, sentence, strong, words
+from headwork.report.material import Material, grouped, plural, sentence, strong, words
 from headwork.report.sources import HEADLINE, RECORD
 from headwork.studies.record import ClaimResult
 
@@ -12,13 +12,14 @@ _HELD_OUT = (
     "Heads are chosen on discovery data and scored on held-out data. "
     "The null is chosen in the same way, as the best of as many candidates."
 )
-# The keys under which a deviation says of what kind it is and what it is about; the others say why.
-_KIND, _WHAT = "kind", "what"
+# A deviation says under these keys whether it is as stated, inferred or changed, and what it is about; then why.
+_STATUS, _WHAT = "status", "what"
 
 
 def page(material: Material) -> Section:
     blocks: tuple[Block, ...] = (
-        Side((_network(material), _seeds(material)), (_data(material), _settings(material))),
+        _network(material),
+        Side((_data(material),), (_settings(material), _seeds(material))),
         Part("Deviations from the paper", _deviations(material)),
         _power(material),
     )
@@ -28,21 +29,24 @@ def page(material: Material) -> Section:
 def _network(material: Material) -> Part:
     record = material.record
     pairs: list[tuple[str, Inlines]] = [("model", words(record.model))]
-    pairs += [(key, _setting(material, value)) for key, value in flat(record.model_card).items()]
     pairs.append(("weights sha256", _setting(material, record.headline.weights_sha256[:12])))
+    # What a card repeats of the two lines above is not printed again.
+    known = (record.model, record.headline.weights_sha256)
+    card = {key: value for key, value in record.model_card.items() if value not in known}
+    pairs += [(key, _setting(material, value)) for key, value in grouped(card).items()]
     return Part("Network", (Facts(tuple(pairs)),), material.key(RECORD))
 
 
 def _data(material: Material) -> Part:
     record = material.record
-    pairs = tuple((key, _setting(material, value)) for key, value in flat(record.data).items())
+    pairs = tuple((key, _setting(material, value)) for key, value in grouped(record.data).items())
     blocks: list[Block] = [Facts(pairs)] if pairs else []
     blocks.append(Paragraph(words(sentence(record.data_note), " " if record.data_note else "", _HELD_OUT)))
     return Part("Data", tuple(blocks), material.key(RECORD))
 
 
 def _settings(material: Material) -> Part:
-    pairs = tuple((key, _setting(material, value)) for key, value in flat(material.record.settings).items())
+    pairs = tuple((key, _setting(material, value)) for key, value in grouped(material.record.settings).items())
     return Part("Settings of the headline run", (Facts(pairs),) if pairs else (), material.key(RECORD))
 
 
@@ -52,7 +56,8 @@ def _seeds(material: Material) -> Part:
     if record.headline.seed is not None:
         parts += ["The headline network has seed ", material.count(record.headline.seed, HEADLINE), ". "]
     if record.followups:
-        parts += ["The follow-ups measure ", material.count(record.seeds), " networks a level, one per seed."]
+        networks = plural(record.seeds, "network")
+        parts += ["The follow-ups measure ", material.count(record.seeds), f" {networks} a level, one per seed."]
     return Part("Seeds", (Paragraph(words(*(parts or ["No seed is recorded for this network."]))),))
 
 
@@ -67,14 +72,14 @@ def _deviations(material: Material) -> tuple[Block, ...]:
         return (remarks,)
     rows = tuple(
         (
-            words(strong(deviation.get(_KIND, "not stated"))),
+            words(strong(deviation.get(_STATUS, "not stated"))),
             words(deviation.get(_WHAT, "")),
-            words("; ".join(text for key, text in deviation.items() if key not in (_KIND, _WHAT) and text)),
+            words("; ".join(text for key, text in deviation.items() if key not in (_STATUS, _WHAT) and text)),
         )
         for deviation in listed
     )
     caption = "What is as the paper states, what was inferred because the paper leaves it open, and what was changed."
-    return (Table(caption, (Column("Kind", 0.7), Column("What", 2.4), Column("Why", 2.4)), rows), remarks)
+    return (Table(caption, (Column("Status", 0.8), Column("What", 2.4), Column("Why", 2.4)), rows), remarks)
 
 
 def _power(material: Material) -> Table:

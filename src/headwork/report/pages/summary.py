@@ -14,12 +14,10 @@ from headwork.report.document import (
     Column,
     Emph,
     Facts,
-    Inline,
     Inlines,
     Paragraph,
     Part,
     Section,
-    Strong,
     Table,
     Text,
 )
@@ -46,7 +44,8 @@ def _decided(material: Material) -> Inlines:
     record = material.record
     deciding = {claim.id: claim for claim in record.headline.claims}.get(record.decided_by)
     if deciding is None:
-        return words(sentence(f"Decided by {record.decided_by}"))
+        said = sentence(record.decided_by)
+        return words(said[:1].upper() + said[1:], material.value("", HEADLINE))
     return words("Decided by ", strong(deciding.id), ": ", sentence(deciding.why), material.value("", HEADLINE))
 
 
@@ -127,11 +126,11 @@ def _card(material: Material) -> Part:
 def _subclaims(material: Material) -> Table:
     card, ours = material.key(CARD), material.key(HEADLINE)
     columns = (
-        Column("Sub-claim", 3.2, card),
-        Column("Paper", 1.55, card),
+        Column("Sub-claim", 2.9, card),
+        Column("Paper", 2.0, card),
         Column("Threshold", 1.1, card),
         Column("Ours [95 %]", 1.7, ours),
-        Column("Null [95 %]", 1.6, ours),
+        Column("Null [95 %]", 1.7, ours),
         Column("Verdict", 1.75, ours),
     )
     rows = tuple(_row(material, claim) for claim in material.record.headline.claims)
@@ -159,11 +158,10 @@ def _row(material: Material, claim: ClaimResult) -> tuple[Inlines, ...]:
 
 def paper(claim: ClaimResult) -> Inlines:
     """The paper's value and where it stands; a value that nobody has checked says so."""
-    parts: list[str | Inline] = [Strong(words(claim.paper)) if claim.paper else "no number"]
     source = [claim.paper_source] if claim.paper_source else []
     if claim.paper and claim.source_status == "unchecked":
         source.append("unchecked")
-    return words(*parts, f" ({', '.join(source)})" if source else "")
+    return words(claim.paper or "no number", f" ({', '.join(source)})" if source else "")
 
 
 def threshold(claim: ClaimResult) -> str:
