@@ -55,6 +55,10 @@ class SubClaim:
     source_status: Literal["checked", "unchecked"] = "unchecked"
     ratio_of: str | None = None
 
+    def __post_init__(self) -> None:
+        if self.ratio_of and (self.null or self.replicate is None):
+            raise ValueError(f"{self.id} is a ratio over units: its control must be zero by definition.")
+
 
 @dataclass(frozen=True, kw_only=True)
 class ClaimCard:
@@ -76,8 +80,8 @@ class ClaimCard:
     network_spec: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data, as it is hashed and recorded."""
-        return dataclasses.asdict(self)
+        """Plain data as JSON has it, which is hashed and recorded."""
+        return _plain(dataclasses.asdict(self))
 
     @property
     def sha256(self) -> str:
@@ -87,3 +91,9 @@ class ClaimCard:
     @property
     def central(self) -> tuple[SubClaim, ...]:
         return tuple(s for s in self.subclaims if s.central)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,7 +14,7 @@ from headwork.errors import UserError
 def read_json(path: Path) -> dict[str, Any]:
     """The JSON object in a file. Raises `UserError` where there is none."""
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = json.loads(path.read_text(encoding="utf-8"), parse_constant=_finite, parse_float=_finite)
     except FileNotFoundError:
         raise UserError(f"There is no file {path}.") from None
     except OSError as error:
@@ -25,6 +26,13 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise UserError(f"{path} holds a JSON {type(values).__name__}; it must hold an object.")
     return values
+
+
+def _finite(text: str) -> float:
+    """What Python reads as a number and JSON does not know: NaN and infinity, also as 1e999."""
+    if not math.isfinite(number := float(text)):
+        raise ValueError(f"{text} is not a finite number")
+    return number
 
 
 def sha256_of(path: Path) -> str:

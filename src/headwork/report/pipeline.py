@@ -74,7 +74,7 @@ def reproduce(
     notes = _notes(asked, planned)
     inputs = _inputs(asked, planned, device, notes)
     at = address("reproduction", inputs)
-    entry = store.find(at)
+    entry = store.find(at, deep=True)
     from_store = entry is not None
     if entry is None:
         entry = _produce(asked, planned, device, notes, store, at, inputs, progress)
@@ -154,18 +154,18 @@ def _write_results(path: Path, datasets: Mapping[str, xarray.Dataset]) -> None:
 
 
 def _inputs(asked: Finding, planned: Plan, device: str, notes: str | None) -> dict[str, Any]:
-    """What the whole reproduction depends on: its runs, the card, the judging and reporting code, the notes."""
-    here = files("headwork.report")
-    templates = [Path(str(here / name)) for name in ("report.typ", "report.css")]
+    """What the whole reproduction depends on: its runs, all cards, the judging and reporting code, the notes."""
+    tasks = planned.tasks()
     return {
-        "runs": {name: address("run", run_inputs(asked, task, device)) for name, task in planned.tasks().items()},
-        "models": {name: task.located.spec for name, task in planned.tasks().items()},
+        "runs": {name: address("run", run_inputs(asked, task, device)) for name, task in tasks.items()},
+        "networks": {name: task.located.card.to_dict() for name, task in tasks.items()},
+        "unavailable": [*planned.unavailable, *(line for f in planned.followups for line in f.unavailable)],
         "card": asked.card.sha256,
         "seeds": planned.seeds,
         "expected": planned.expected,
         "notes": notes,
-        "code": code_hash(["headwork.report.pipeline", f"{asked.module}.figures", *_draw_modules()], [*templates]),
-        "libraries": library_versions([*LIBRARIES, "matplotlib", "typst"]),
+        "code": code_hash(["headwork.report.pipeline", f"{asked.module}.figures", *_draw_modules()], _templates()),
+        "libraries": library_versions([*LIBRARIES, "matplotlib", "typst", "markdown-it-py"]),
         "version": __version__,
     }
 
@@ -174,6 +174,12 @@ def _draw_modules() -> Sequence[str]:
     """The pictures' modules, which `headwork.draw` loads by name and the code hash therefore cannot see."""
     folder = Path(str(files("headwork.draw")))
     return [f"headwork.draw.{path.stem}" for path in sorted(folder.glob("*.py")) if path.stem != "__init__"]
+
+
+def _templates() -> list[Path]:
+    """The files that report and pictures are made with and that are not Python."""
+    folders = [Path(str(files(package))) for package in ("headwork.report", "headwork.draw")]
+    return [path for folder in folders for path in sorted(folder.iterdir()) if path.suffix in (".typ", ".css", ".js")]
 
 
 def _notes(asked: Finding, planned: Plan) -> str | None:

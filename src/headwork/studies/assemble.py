@@ -75,7 +75,7 @@ def assemble(
         followups=followups,
         grid=_grid(plan.finding.grid, card, datasets["headline"], plan.finding.settings) if plan.finding.grid else [],
         deviations=_deviations(run),
-        failures=_failures(results, controls, followups),
+        failures=_failures(results, controls, followups, plan.unavailable),
         environment=dict(environment),
         created=created,
         seconds=seconds,
@@ -103,7 +103,7 @@ def diverged(task: Task) -> RunResult:
 def per_unit(dataset: xarray.Dataset) -> dict[str, np.ndarray]:
     """The variables with one value for each sequence, and those with one value in all."""
     return {
-        str(name): variable.values
+        str(name): variable.values.astype(np.float64)
         for name, variable in dataset.data_vars.items()
         if variable.dims in ((), ("sequence",)) and variable.dtype.kind in "fiu"
     }
@@ -126,7 +126,7 @@ def _result(
         model=task.located.spec + (" (untrained)" if task.untrained else ""),
         model_name=card.name,
         weights_sha256=task.located.sha256,
-        seed=card.training.get("seed"),
+        seed=task.seed,
         address=at,
         verdict=verdict,
         decided_by=decided_by,
@@ -168,11 +168,12 @@ def _followup(card: ClaimCard, planned: PlannedFollowUp, results: Mapping[str, R
 
 
 def _as_predicted(levels: Sequence[Level], expects: Mapping[str, str]) -> Verdict:
-    """*reproduced* where every level comes out as the claim predicts; the worst disagreement decides otherwise."""
+    """*reproduced* where all levels come out as the claim predicts and no seed diverged; else the worst one decides."""
     grades: list[Verdict] = []
     for level in levels:
         if expects[level.value] == level.verdict:
-            grades.append("reproduced")
+            diverged = any(verdict.startswith("diverged") for verdict in level.seed_verdicts)
+            grades.append("partially reproduced" if diverged else "reproduced")
         elif level.verdict in ("inconclusive", "not attempted"):
             grades.append("inconclusive")
         elif level.verdict == "partially reproduced" and expects[level.value] == "reproduced":
@@ -186,7 +187,7 @@ def _level(card: ClaimCard, planned: PlannedLevel, results: Sequence[RunResult])
     """One level over its seeds: networks are the units, so each contributes one number to every quantity."""
     finished = [r for r in results if r.diverged_at is None]
     if len(finished) > 1:
-        claims = [judge(_over_networks(c), _per_network(c, finished), unit="networks") for c in card.subclaims]
+        claims = [_over_networks(claim, [_claim(r, claim.id) for r in finished]) for claim in card.subclaims]
         verdict, decided_by = overall(claims)
     elif finished:
         claims, verdict, decided_by = finished[0].claims, finished[0].verdict, finished[0].decided_by
@@ -211,21 +212,29 @@ def _level(card: ClaimCard, planned: PlannedLevel, results: Sequence[RunResult])
     )
 
 
-def _over_networks(claim: SubClaim) -> SubClaim:
-    """The same sub-claim with a network's own estimate as the quantity, ratios already taken."""
-    return dataclasses.replace(claim, ratio_of=None, replicate="network")
+def _over_networks(claim: SubClaim, own: Sequence[ClaimResult]) -> ClaimResult:
+    """The sub-claim with networks as the units: each gives its own estimate, ratios already taken.
+
+    The control is what each network's own verdict compared with, so that one without a matched control does not spare
+    the others theirs. A network without a value is no reason to judge by the others alone: unless its own verdict
+    agrees with theirs, the sub-claim is inconclusive.
+    """
+    quantity = np.array([_number(one.estimate) for one in own])
+    values = {claim.quantity: quantity}
+    if claim.null and any(one.difference is not None for one in own):
+        values[claim.null] = quantity - np.array([_number(one.difference or one.estimate) for one in own])
+    result = judge(dataclasses.replace(claim, ratio_of=None, replicate="network"), values, unit="networks")
+    without = [one for one in own if (one.difference or one.estimate).value is None]
+    if not without:
+        return result
+    verdicts = {one.verdict for one in without} | ({result.verdict} if len(without) < len(own) else set())
+    verdict = verdicts.pop() if len(verdicts) == 1 else "inconclusive"
+    why = f"{len(without)} of {len(own)} networks have no value. {without[0].why}"
+    return result.model_copy(update={"verdict": verdict, "why": why})
 
 
-def _per_network(claim: SubClaim, results: Sequence[RunResult]) -> dict[str, np.ndarray]:
-    """The quantity and its control, one value per network; left out where a network has none."""
-    quantity = [_claim(r, claim.id).estimate.value for r in results]
-    values: dict[str, np.ndarray] = {}
-    if any(v is not None for v in quantity):
-        values[claim.quantity] = np.array([np.nan if v is None else v for v in quantity])
-    nulls = [_claim(r, claim.id).null for r in results]
-    if claim.null and all(null is not None and null.value is not None for null in nulls):
-        values[claim.null] = np.array([null.value for null in nulls if null is not None])
-    return values
+def _number(estimate: Estimate) -> float:
+    return np.nan if estimate.value is None else estimate.value
 
 
 def _claim(result: RunResult, id: str) -> ClaimResult:
@@ -243,6 +252,8 @@ def _grid(grid: Grid, card: ClaimCard, dataset: xarray.Dataset, settings: Mappin
         cells.append(
             GridCell(
                 choice={grid.setting: str(choice)},
+                quantity=claim.id,
+                unit=claim.unit,
                 primary=str(choice) == settings[grid.setting],
                 estimate=result.estimate,
                 difference=result.difference,
@@ -258,11 +269,14 @@ def _deviations(run: Run) -> list[dict[str, str]]:
 
 
 def _failures(
-    results: Mapping[str, RunResult], controls: Sequence[ControlResult], followups: Sequence[FollowUp]
+    results: Mapping[str, RunResult],
+    controls: Sequence[ControlResult],
+    followups: Sequence[FollowUp],
+    unavailable: Sequence[str],
 ) -> list[str]:
     lines = [f"{r.model}: {r.decided_by}." for r in results.values() if r.diverged_at is not None]
     lines += [f"Control {c.name}: {c.verdict}, expected {c.expected}." for c in controls if not c.as_expected]
-    lines += [f"{line}." for followup in followups for line in followup.unavailable]
+    lines += [f"{line}." for line in (*unavailable, *(line for f in followups for line in f.unavailable))]
     for followup in followups:
         for level in followup.levels:
             odd = [f"seed {s}" for s, v in zip(level.seeds, level.seed_verdicts) if v != level.verdict]

@@ -8,7 +8,7 @@ from typing import Any
 
 from headwork.errors import UserError
 from headwork.findings.registry import Factor, Finding
-from headwork.model.sources import ZOO, Located, locate, zoo_names
+from headwork.model.sources import Located, locate, zoo_names
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,16 @@ class Task:
     @property
     def diverged_at(self) -> int | None:
         """The step at which this network's training diverged, if it did: then there is nothing to measure."""
-        return self.located.card.training.get("diverged_at")
+        return self._stated("diverged_at")
+
+    @property
+    def seed(self) -> int | None:
+        """The seed from which this network was trained, None where its card does not say."""
+        return self._stated("seed")
+
+    def _stated(self, key: str) -> int | None:
+        value = self.located.card.training.get(key)
+        return value if type(value) is int else None
 
 
 @dataclass(frozen=True)
@@ -46,7 +55,10 @@ class PlannedFollowUp:
 
 @dataclass(frozen=True)
 class Plan:
-    """Everything that will be measured, known before anything runs."""
+    """Everything that will be measured, known before anything runs.
+
+    `unavailable` says which follow-ups have nothing to compare, and why.
+    """
 
     finding: Finding
     headline: Task
@@ -54,6 +66,7 @@ class Plan:
     followups: tuple[PlannedFollowUp, ...]
     seeds: int
     expected: str | None
+    unavailable: tuple[str, ...] = ()
 
     def tasks(self) -> dict[str, Task]:
         """Every run by name; a network that serves twice is measured once."""
@@ -68,11 +81,17 @@ class Plan:
 def plan(finding: Finding, spec: str | None, seeds: int) -> Plan:
     """Plan a reproduction on `spec` (the finding's default where None), with `seeds` networks for each follow-up level.
 
-    Raises `UserError` for an unknown model or a number of seeds that the zoo does not have.
+    Raises `UserError` for an unknown model, one whose training diverged, or a number of seeds that the zoo does not
+    have.
     """
     if seeds < 1:
         raise UserError(f"--seeds is {seeds}; it must be 1 or more.")
-    headline = Task("headline", locate(spec or finding.model))
+    headline = Task("headline", locate(finding.model if spec is None else spec))
+    if headline.diverged_at is not None:
+        raise UserError(
+            f"The training of {headline.located.spec} diverged at step {headline.diverged_at}: there is nothing to "
+            "measure; choose another network."
+        )
     controls = {"untrained": Task("control/untrained", headline.located, untrained=True)}
     expected = None
     for name, control in finding.controls.items():
@@ -81,9 +100,17 @@ def plan(finding: Finding, spec: str | None, seeds: int) -> Plan:
             expected = "not reproduced"
         else:
             controls[name] = Task(f"control/{name}", located)
-    zoo = _zoo()
-    followups = tuple(_followup(factor, headline, zoo, seeds) for factor in finding.factors)
-    return Plan(finding, headline, controls, tuple(f for f in followups if len(f.levels) > 1), seeds, expected)
+    zoo = [locate(f"zoo:{name}") for name in zoo_names()]
+    followups = [_followup(factor, headline, zoo, seeds) for factor in finding.factors]
+    return Plan(
+        finding,
+        headline,
+        controls,
+        tuple(f for f in followups if len(f.levels) > 1),
+        seeds,
+        expected,
+        tuple(line for f in followups if len(f.levels) < 2 for line in f.unavailable),
+    )
 
 
 def differing(a: Mapping[str, Any], b: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
@@ -108,17 +135,14 @@ def require_one_key(baseline: Mapping[str, Any], changed: Mapping[str, Any], key
     return diff[key]
 
 
-def _zoo() -> list[Located]:
-    return [locate(f"zoo:{name}") for name in zoo_names() if (ZOO / name).is_dir()]
-
-
 def _followup(factor: Factor, headline: Task, zoo: Sequence[Located], seeds: int) -> PlannedFollowUp:
     """Levels from the networks whose settings are the headline's but for the factor's key, one for each seed."""
-    baseline: Mapping[str, Any] | None = headline.located.card.training.get("settings")
+    baseline = headline.located.card.training.get("settings")
     levels: list[PlannedLevel] = []
     unavailable: list[str] = []
-    if baseline is None:
-        return PlannedFollowUp(factor, (), ())
+    if not isinstance(baseline, Mapping):
+        why = f"{factor.name}: the network's card states no training settings of which one could be changed"
+        return PlannedFollowUp(factor, (), (why,))
     for value in factor.expects:
         wanted = {**baseline, factor.key: value}
         same = [one for one in zoo if one.card.training.get("settings") == wanted]
@@ -130,8 +154,10 @@ def _followup(factor: Factor, headline: Task, zoo: Sequence[Located], seeds: int
             continue
         if len(chosen) < seeds:
             raise UserError(f"--seeds is {seeds}; the zoo has {len(chosen)} of {factor.name} = {value}.")
-        is_baseline = value == baseline[factor.key]
-        diff = None if is_baseline else require_one_key(baseline, wanted, factor.key)
         tasks = tuple(Task(f"followup/{one.card.name}", one) for one in chosen)
-        levels.append(PlannedLevel(value, is_baseline, tasks, diff))
+        is_baseline = value == baseline.get(factor.key)
+        changes = {
+            require_one_key(baseline, one.card.training["settings"], factor.key) for one in chosen if not is_baseline
+        }
+        levels.append(PlannedLevel(value, is_baseline, tasks, next(iter(changes), None)))
     return PlannedFollowUp(factor, tuple(levels), tuple(unavailable))

@@ -75,7 +75,7 @@ def run_inputs(finding: Finding, task: Task, device: str) -> dict[str, Any]:
 def execute(
     finding: Finding, tasks: Mapping[str, Task], store: Store, device: str, progress: Progress
 ) -> dict[str, Run]:
-    """Measure every network that the store does not have yet; `progress` gets the stage and the share done.
+    """Measure every network that the store does not have whole; `progress` gets the stage and the share done.
 
     A kill at any moment loses at most the runs in progress. An error or Ctrl-C stops the others at their next step.
     """
@@ -83,7 +83,7 @@ def execute(
     addresses = {name: address("run", values) for name, values in inputs.items()}
     owner = {at: name for name, at in reversed(addresses.items())}
     # In the plan's order: a headline network that is damaged is met first, not after its controls were measured.
-    missing = [name for name, at in addresses.items() if owner[at] == name and store.find(at) is None]
+    missing = [name for name, at in addresses.items() if owner[at] == name and store.find(at, deep=True) is None]
     if missing:
         work = _Work(finding, store, device, progress, len(missing))
         work.run({name: (tasks[name], addresses[name], inputs[name]) for name in missing})
@@ -101,56 +101,58 @@ class _Work:
         self.lock = threading.Lock()
 
     def run(self, planned: Mapping[str, tuple[Task, str, dict[str, Any]]]) -> None:
-        workers = _WORKERS if self.device == "cpu" and len(planned) > 1 else 1
-        with ThreadPoolExecutor(workers) as pool:
-            futures: set[Future[None]] = {
-                pool.submit(self.measure, name, *what, workers) for name, what in planned.items()
-            }
-            try:
-                while futures:
-                    done, futures = wait(futures, timeout=0.2, return_when=FIRST_COMPLETED)
-                    for future in done:
-                        future.result()
-            except BaseException:
-                self.stopped.set()
-                pool.shutdown(cancel_futures=True)
-                raise
+        import torch
 
-    def measure(self, name: str, task: Task, at: str, inputs: dict[str, Any], workers: int) -> None:
+        workers = _WORKERS if self.device == "cpu" and len(planned) > 1 else 1
+        # Each worker one thread of torch's, set once: the number is partly one for all of them.
+        before = torch.get_num_threads()
+        threads = 1 if workers > 1 else before
+        try:
+            with ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(threads,)) as pool:
+                self.wait_for(pool, {pool.submit(self.measure, name, *what) for name, what in planned.items()})
+        finally:
+            torch.set_num_threads(before)
+
+    def wait_for(self, pool: ThreadPoolExecutor, futures: set[Future[None]]) -> None:
+        try:
+            while futures:
+                done, futures = wait(futures, timeout=0.2, return_when=FIRST_COMPLETED)
+                for future in done:
+                    future.result()
+        except BaseException:
+            self.stopped.set()
+            pool.shutdown(cancel_futures=True)
+            raise
+
+    def measure(self, name: str, task: Task, at: str, inputs: dict[str, Any]) -> None:
         import torch
 
         from headwork.model.initialise import initialise
         from headwork.model.sources import load
 
-        before = torch.get_num_threads()
-        if workers > 1:
-            torch.set_num_threads(1)
-        try:
-            started = time.perf_counter()
-            model = load(task.located.spec, self.device)
-            if task.untrained:
-                card, seed = model.card, settings(self.finding)["seed"]
-                model = initialise(model.config, seed).to(self.device)
-                model.card = card
-            procedure = import_module(f"{self.finding.module}.measure")
-            measured = procedure.measure(model, settings(self.finding), lambda stage, p: self.report(name, stage, p))
-            summary = {
-                "heads": measured.heads,
-                "notes": measured.notes,
-                "data": measured.data,
-                "data_note": measured.data_note,
-                "data_status": measured.data_status,
-                "inferred": list(model.card.inferred) if model.card else [],
-                "seconds": time.perf_counter() - started,
-                "threads": torch.get_num_threads(),
-            }
-            with self.store.write(at, kind="run", inputs=inputs) as folder:
-                with _HDF5:
-                    measured.dataset.to_netcdf(folder / DATASET, engine="h5netcdf")
-                (folder / SUMMARY).write_text(json.dumps(summary, indent=1, sort_keys=True))
-            self.report(name, "stored", 1.0)
-        finally:
-            torch.set_num_threads(before)
+        started = time.perf_counter()
+        model = load(task.located.spec, self.device)
+        if task.untrained:
+            card, seed = model.card, settings(self.finding)["seed"]
+            model = initialise(model.config, seed).to(self.device)
+            model.card = card
+        procedure = import_module(f"{self.finding.module}.measure")
+        measured = procedure.measure(model, settings(self.finding), lambda stage, p: self.report(name, stage, p))
+        summary = {
+            "heads": measured.heads,
+            "notes": measured.notes,
+            "data": measured.data,
+            "data_note": measured.data_note,
+            "data_status": measured.data_status,
+            "inferred": list(model.card.inferred) if model.card else [],
+            "seconds": time.perf_counter() - started,
+            "threads": torch.get_num_threads(),
+        }
+        with self.store.write(at, kind="run", inputs=inputs) as folder:
+            with _HDF5:
+                measured.dataset.to_netcdf(folder / DATASET, engine="h5netcdf")
+            (folder / SUMMARY).write_text(json.dumps(summary, indent=1, sort_keys=True))
+        self.report(name, "stored", 1.0)
 
     def report(self, name: str, stage: str, share: float) -> None:
         if self.stopped.is_set():

@@ -22,16 +22,23 @@ def judge(claim: SubClaim, values: Mapping[str, np.ndarray], unit: str | None = 
     unit, and v the quantity on which the threshold is set. Then, for a claim that says “above”:
     interval of d not above 0 → not reproduced if it is below 0, or if v's interval is short of a threshold that is more
     than the control, else inconclusive; d above 0 and v's interval past the threshold → reproduced; d above 0
-    otherwise → partially reproduced.
+    otherwise → partially reproduced. Raises ValueError where the values are one for each unit although the claim says
+    that they are exact, or the other way round.
     """
     unit = unit or (f"{claim.replicate}s" if claim.replicate else "")
     quantity = values.get(claim.quantity)
-    if quantity is None:
+    denominators = values.get(claim.ratio_of) if claim.ratio_of else None
+    if quantity is None or (claim.ratio_of and denominators is None):
         missing = Estimate(value=None, method="not there to measure")
         return _result(claim, missing, None, None, "not reproduced", "This network has nothing to measure it on.", True)
+    if (np.ndim(quantity) == 0) != (claim.replicate is None):
+        # A mean without its units would pass for a number without uncertainty.
+        raise ValueError(
+            f"{claim.quantity} has {np.ndim(quantity)} axes; its unit of replication is {claim.replicate}."
+        )
     null = values.get(claim.null) if claim.null else None
     sign = 1.0 if claim.direction == "above" else -1.0
-    estimate = _estimate(quantity, values.get(claim.ratio_of) if claim.ratio_of else None, unit)
+    estimate = _estimate(quantity, denominators, unit)
     null_estimate = None if null is None else _estimate(null, None, unit)
     difference = estimate if null is None else _estimate(quantity - null, None, unit)
     on = difference if claim.threshold_on == "difference" else estimate
