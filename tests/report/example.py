@@ -290,6 +290,8 @@ def grid() -> list[GridCell]:
     values = (("zero", 2.412, False), ("mean", 2.331, True), ("resample", 2.117, False))
     return [
         GridCell(
+            quantity="ablation-cost",
+            unit="nats",
             choice={"ablation": name}, primary=primary, estimate=estimate(value, 0.11),
             difference=estimate(value - 0.22, 0.13), verdict="reproduced",
         )

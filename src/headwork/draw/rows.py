@@ -80,8 +80,8 @@ def frame(axes: Axes, rows: Sequence[Row], lines: Lines, x_label: str, x_range: 
     beside = blended_transform_factory(axes.transAxes, axes.transData)
     for y, text in lines.headings:
         axes.annotate(
-            text, (0, y), xycoords=beside, xytext=(2, 0), textcoords="offset points",
-            va="center", ha="left", fontweight="bold", fontsize=SIZE,
+            text, (0, y), xycoords=beside, xytext=(-4, 0), textcoords="offset points",
+            va="center", ha="right", fontweight="bold", fontsize=SIZE,
         )  # fmt: skip
     for y, row in zip(lines.rows, rows):
         _beside(axes, y, _texts(row))

@@ -114,6 +114,8 @@ class GridCell(_Frozen):
     """One cell of the robustness grid: a choice of method, and what the primary quantity becomes under it."""
 
     choice: dict[str, str]
+    quantity: str
+    unit: str
     primary: bool
     estimate: Estimate
     difference: Estimate | None

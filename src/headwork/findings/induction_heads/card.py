@@ -21,7 +21,7 @@ OLSSON = Reference(
     url="https://transformer-circuits.pub/2022/in-context-learning-and-induction-heads/index.html",
 )
 
-_OWN_NULL = "its null: the difference from the matched control must be above zero"
+_OWN_NULL = "its null"
 
 CARD = ClaimCard(
     id="induction-heads",

@@ -128,7 +128,7 @@ def _maps(data: xarray.Dataset, heads: Mapping[str, Sequence[str]]) -> list[Figu
         made.append(
             Figure(
                 name=f"map-{name}",
-                slot="main",
+                slot="circuit",
                 title=title,
                 caption=f"{title} of every head"
                 + ("; outlined: the heads chosen on discovery sequences." if marked else "."),

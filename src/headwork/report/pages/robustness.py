@@ -48,11 +48,11 @@ def _grid(material: Material) -> Table:
     choices = list(dict.fromkeys(choice for cell in cells for choice in cell.choice))
     columns = (
         *(Column(choice, 1.0) for choice in choices),
-        Column("Primary quantity [95 % interval]", 1.8, ours),
+        Column(f"{cells[0].quantity} [{cells[0].unit}, 95 % interval]", 1.8, ours),
         Column("Difference from the null", 1.8, ours),
         Column("Verdict", 1.3, ours),
     )
-    caption = "Robustness grid: the primary quantity under other choices of method. The primary choice is marked ●."
+    caption = "Robustness grid: the sub-claim under other choices of method. The primary choice is marked ●."
     return Table(caption, columns, tuple(_cell(material, cell, choices) for cell in cells))
 
 
@@ -73,7 +73,7 @@ def _controls(material: Material) -> Table:
         (
             words(strong(control.name), material.value("", control_id(control.name)), f" {control.model}"),
             (control_badge(control),),
-            words(f"{control.decided_by}: {sentence(control.why)}"),
+            words(sentence(control.why or control.decided_by)),
         )
         for control in material.record.controls
     )
