@@ -40,3 +40,28 @@ def artifacts() -> Path:
     if not folder:
         pytest.skip("needs the authors' networks: set HEADWORK_ARTIFACTS to their folder")
     return Path(folder)
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """A test that skips although the authors' networks are here is a failure."""
+    if os.environ.get("HEADWORK_ARTIFACTS") and _of_artifacts(session.config)[1] and session.exitstatus == 0:
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    ran, skipped = _of_artifacts(terminalreporter.config)
+    here = os.environ.get("HEADWORK_ARTIFACTS")
+    why = f", although HEADWORK_ARTIFACTS is {here}" if here and skipped else ""
+    terminalreporter.write_line(f"artifact tests: {ran} ran, {skipped} skipped{why}")
+
+
+def _of_artifacts(config: pytest.Config) -> tuple[int, int]:
+    """How many tests marked `artifacts` ran, and how many were skipped."""
+    reporter = config.pluginmanager.get_plugin("terminalreporter")
+    if not isinstance(reporter, pytest.TerminalReporter):
+        return 0, 0
+    count = {
+        outcome: sum("artifacts" in getattr(report, "keywords", ()) for report in reporter.stats.get(outcome, ()))
+        for outcome in ("passed", "failed", "error", "skipped")
+    }
+    return count["passed"] + count["failed"] + count["error"], count["skipped"]
