@@ -37,13 +37,12 @@ def draw(distribution: RepeatedSequences, discovery: int, held_out: int, seed: i
     generator = torch.Generator().manual_seed(seed)
     chosen = distribution.sample(discovery, generator)
     scored = distribution.sample(held_out, generator)
-    low, high = distribution.alphabet
     return Prompts(
         distribution,
         chosen,
         scored,
         scored.with_earlier_copies_replaced(generator, distribution.alphabet),
-        fit_distance_copying(chosen.tokens, chosen.predictable, high - low),
+        fit_distance_copying(chosen.tokens, chosen.predictable, distribution.alphabet),
     )
 
 
