@@ -97,7 +97,8 @@ def _followups(material: Material) -> Iterator[Inlines]:
             )
             for level in followup.levels
         )
-        yield words(f"With only the {followup.factor} changed: ", *levels, ".")
+        end = ", as the claim predicts." if followup.verdict == "reproduced" else "."
+        yield words(f"With only the {followup.factor} changed: ", *levels, end)
     diverged = [run for run in record.runs if run.diverged_at is not None]
     if diverged:
         many = plural(len(diverged), "trained network")
