@@ -18,6 +18,7 @@ from headwork.train.recipes import RECIPES
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+_PATHS = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
 PAGES = {path.relative_to(ROOT).as_posix(): path for path in _PATHS}
 
 
