@@ -157,7 +157,7 @@ def _inputs(asked: Finding, planned: Plan, device: str, notes: str | None) -> di
     """What the whole reproduction depends on: its runs, all cards, the judging and reporting code, the notes."""
     tasks = planned.tasks()
     return {
-        "runs": {name: address("run", run_inputs(asked, task, device)) for name, task in tasks.items()},
+        "runs": {name: address("run", values) for name, values in run_inputs(asked, tasks, device).items()},
         "networks": {name: task.located.card.to_dict() for name, task in tasks.items()},
         "unavailable": [*planned.unavailable, *(line for f in planned.followups for line in f.unavailable)],
         "card": asked.card.sha256,
