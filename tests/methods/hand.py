@@ -1,12 +1,13 @@
-"""What the methods' slow twins share: a tap that puts values into a full forward pass, and one head's projections."""
+"""Slow twins of the methods: values put into a full forward pass by hand, one head and position at a time."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 
+from headwork.methods.path_patching import Route
 from headwork.model.sites import Head
 from headwork.model.transformer import NO_TAP, Transformer
 
@@ -68,3 +69,39 @@ def key_head(model: Transformer, head: Head, route: str) -> int:
     """The index of a head among the queries, or among the keys or values that it shares with its group."""
     shared = model.config.n_heads // (model.config.n_kv_heads or model.config.n_heads)
     return head.head if route == "q" else head.head // shared
+
+
+def said_otherwise(
+    clean: Mapping[str, Tensor], corrupt: Mapping[str, Tensor], senders: Sequence[Head], below: int
+) -> Tensor:
+    """What the senders below a layer write in the corrupt run minus in the clean one, from the sites of both."""
+    change = torch.zeros_like(clean["blocks.0.resid_pre"])
+    for sender in senders:
+        if sender.layer < below:
+            site = f"blocks.{sender.layer}.attn.result"
+            change = change + corrupt[site][:, :, sender.head] - clean[site][:, :, sender.head]
+    return change
+
+
+def slow_paths(
+    model: Transformer,
+    tokens: Tensor,
+    clean: Mapping[str, Tensor],
+    corrupt: Mapping[str, Tensor],
+    senders: Sequence[Head],
+    receivers: Sequence[Head],
+    route: Route,
+) -> Tensor:
+    """The logits of a full run on `tokens` in which only the receivers read a stream with the senders' corrupt outputs.
+
+    `clean` and `corrupt` are the sites of the two runs by the oracle.
+    """
+    values: dict[str, dict[int, Tensor]] = {}
+    for receiver in receivers:
+        if [s for s in senders if s.layer < receiver.layer]:
+            index = key_head(model, receiver, route)
+            stream = clean[f"blocks.{receiver.layer}.resid_pre"]
+            stream = stream + said_otherwise(clean, corrupt, senders, receiver.layer)
+            site = values.setdefault(f"blocks.{receiver.layer}.attn.{route}", {})
+            site[index] = projected(model, receiver.layer, route, index, stream)
+    return logits_with(model, tokens, values)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from tests.architectures import network, prompts
-from tests.methods.hand import NETWORKS, key_head, logits_with, projected
+from tests.methods.hand import NETWORKS, said_otherwise, slow_paths
 from tests.oracle import oracle_sites
 from torch import Tensor
 
@@ -27,32 +27,11 @@ def ran(model: Transformer, clean: Tensor, corrupt: Tensor) -> tuple[Trace, Run]
     return trace(model, clean), run(model, corrupt, "blocks.*.attn.z")
 
 
-def said_otherwise(model: Transformer, clean: Tensor, corrupt: Tensor, senders: list[Head], below: int) -> Tensor:
-    """What the senders below a layer write in the corrupt run minus in the clean one, by the oracle."""
-    one, other = oracle_sites(model, clean), oracle_sites(model, corrupt)
-    change = torch.zeros_like(one["blocks.0.resid_pre"])
-    for sender in senders:
-        if sender.layer < below:
-            site = f"blocks.{sender.layer}.attn.result"
-            change = change + other[site][:, :, sender.head] - one[site][:, :, sender.head]
-    return change
-
-
-def slow(
+def by_hand(
     model: Transformer, clean: Tensor, corrupt: Tensor, senders: list[Head], receivers: list[Head], route: Route
 ) -> Tensor:
-    """The logits of a full clean run in which only the receivers read a stream with the senders' corrupt outputs."""
-    streams = oracle_sites(model, clean)
-    values: dict[str, dict[int, Tensor]] = {}
-    for receiver in receivers:
-        if not [s for s in senders if s.layer < receiver.layer]:
-            continue
-        change = said_otherwise(model, clean, corrupt, senders, receiver.layer)
-        index = key_head(model, receiver, route)
-        stream = streams[f"blocks.{receiver.layer}.resid_pre"] + change
-        site = values.setdefault(f"blocks.{receiver.layer}.attn.{route}", {})
-        site[index] = projected(model, receiver.layer, route, index, stream)
-    return logits_with(model, clean, values)
+    sites = oracle_sites(model, clean), oracle_sites(model, corrupt)
+    return slow_paths(model, clean, *sites, senders, receivers, route)
 
 
 @pytest.mark.parametrize("route", ROUTES)
@@ -64,7 +43,7 @@ def test_paths_equal_the_slow_twin(name: str, route: Route) -> None:
     receivers = [Head(1, model.config.n_heads - 1)]
     edits = path_edits(model, before, other, senders, receivers, route)
     patched, start = resume(model, before, edits)
-    expected = slow(model, clean, corrupt, senders, receivers, route)
+    expected = by_hand(model, clean, corrupt, senders, receivers, route)
     assert start == 0
     assert (expected - before.logits).abs().max() > 1e-3
     torch.testing.assert_close(patched.logits, expected, rtol=1e-9, atol=1e-9)
@@ -79,7 +58,7 @@ def test_receivers_of_several_layers_hear_only_what_is_below_each(route: Route) 
     edits = path_edits(model, before, other, senders, receivers, route)
     assert [edit.site for edit in edits] == [f"blocks.{layer}.attn.{route}" for layer in (1, 2)]
     patched, _ = resume(model, before, edits)
-    expected = slow(model, clean, corrupt, list(dict.fromkeys(senders)), receivers, route)
+    expected = by_hand(model, clean, corrupt, list(dict.fromkeys(senders)), receivers, route)
     torch.testing.assert_close(patched.logits, expected, rtol=1e-9, atol=1e-9)
 
 
@@ -126,7 +105,7 @@ def test_the_direct_path_ends_in_the_final_norm(name: str) -> None:
     clean_sites = oracle_sites(model, clean)
     for site, value in patched.activations.items():
         torch.testing.assert_close(value, clean_sites[site], rtol=1e-9, atol=1e-9)
-    change = said_otherwise(model, clean, corrupt, senders, model.config.n_layers)
+    change = said_otherwise(clean_sites, oracle_sites(model, corrupt), senders, model.config.n_layers)
     final = model.ln_final(clean_sites["blocks.1.resid_post"] + change, NO_TAP, "")
     torch.testing.assert_close(patched.logits, final @ model.W_U, rtol=1e-9, atol=1e-9)
     assert (patched.logits - before.logits).abs().max() > 1e-3
