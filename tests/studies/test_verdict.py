@@ -97,6 +97,26 @@ def test_exact_values_have_no_interval_to_span(value: float, control: float, exp
     assert result.difference.value == pytest.approx(value - control)
 
 
+@pytest.mark.parametrize(
+    "own, control, plain, signed",
+    [
+        # (low, high) of the effect, its control (exact) → verdict unless its own sign counts, and if it does
+        ((0.4, 0.6), 0.1, YES, YES),
+        ((-0.6, -0.4), -2.0, YES, NOT),
+        ((-0.1, 0.3), -2.0, YES, UNSURE),
+        ((-0.1, 0.3), 0.1, UNSURE, UNSURE),
+        ((-0.1, 0.3), 2.0, NOT, NOT),
+        ((-0.6, -0.4), -0.5, UNSURE, NOT),
+        ((0.4, 0.6), 2.0, NOT, NOT),
+    ],
+)
+def test_an_effect_of_the_wrong_sign_is_none(own: tuple[float, float], control: float, plain: str, signed: str) -> None:
+    for sign, direction in ((1, "above"), (-1, "below")):
+        values = {"effect": sign * spanning(*own), "effect_matched": sign * control}
+        assert verdict(claim(direction=direction), **values) == plain
+        assert verdict(claim(direction=direction, signed=True), **values) == signed
+
+
 def test_a_tie_with_the_control_is_not_beyond_it() -> None:
     assert verdict(claim(), effect=[1, 2], effect_matched=[1, 2]) == NOT
     assert verdict(claim(null=None), effect=[0, 0]) == NOT
@@ -164,6 +184,7 @@ def cases(draw: st.DrawFn) -> tuple[SubClaim, dict[str, np.ndarray]]:
         threshold=draw(SIXTY_FOURTHS),
         threshold_on=draw(st.sampled_from(["value", "difference"])),
         null=draw(st.sampled_from([None, "effect_matched"])),
+        signed=draw(st.booleans()),
     )
     values = {name: np.array(draw(st.lists(SIXTY_FOURTHS, min_size=n, max_size=n))) for name in ("effect", "noise")}
     values["effect_matched"] = values["effect"] - values.pop("noise") * draw(st.sampled_from([0, 1]))
@@ -191,6 +212,9 @@ def test_reproduced_means_past_both_with_the_whole_interval(case: tuple[SubClaim
     of, values = case
     result = judge(of, values)
     difference = result.difference or result.estimate
+    if of.signed and result.verdict in (YES, PARTLY):
+        assert result.estimate.low is not None
+        assert result.estimate.low > 0
     if result.verdict == YES:
         on = difference if of.threshold_on == "difference" else result.estimate
         assert difference.low is not None
@@ -200,7 +224,7 @@ def test_reproduced_means_past_both_with_the_whole_interval(case: tuple[SubClaim
     if result.verdict == PARTLY:
         assert difference.low is not None
         assert difference.low > 0
-    if result.verdict == NOT and difference.value is not None:
+    if result.verdict == NOT and difference.value is not None and not of.signed:
         assert difference.low is not None
         assert difference.low <= 0
 
@@ -280,3 +304,14 @@ def test_a_claim_about_one_network_is_at_most_an_analogue_elsewhere(verdict: Ver
     assert capped(verdict, "why", about_one, "hf:gpt2", [])[0] == verdict
     assert capped(verdict, "why", about_one, "zoo:strong", ["weak"])[0] in (UNSURE, NOT)
     assert capped(verdict, "why", card(), "zoo:strong", [])[0] == verdict
+
+
+@pytest.mark.parametrize("direction, sign", [("above", 1), ("below", -1)])
+def test_an_effect_of_the_wrong_sign_is_none_however_much_worse_its_control_is(direction: str, sign: int) -> None:
+    signed = claim(null="effect_matched", direction=direction, signed=True)
+    worse = spanning(-9.1, -8.9) * sign
+    assert verdict(signed, effect=sign * spanning(-0.3, -0.1), effect_matched=worse) == NOT
+    assert verdict(signed, effect=sign * spanning(-0.1, 0.3), effect_matched=worse) == UNSURE
+    assert verdict(signed, effect=sign * spanning(0.1, 0.3), effect_matched=worse) == YES
+    unsigned = dataclasses.replace(signed, signed=False)
+    assert verdict(unsigned, effect=sign * spanning(-0.3, -0.1), effect_matched=worse) == YES

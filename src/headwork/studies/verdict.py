@@ -63,12 +63,18 @@ def _decide(
 ) -> tuple[Verdict, str]:
     if estimate.value is None or difference.value is None or on.value is None:
         return "inconclusive", "No finite value could be computed."
+    verdict, why = _beyond(difference, on, claim, sign)
     if claim.signed:
-        own_low, own_high = _bounds(estimate, sign)
-        if own_high <= 0:
+        low, high = _bounds(estimate, sign)
+        if high <= 0:
             return "not reproduced", "Its own sign is not the claimed one."
-        if own_low <= 0:
+        if low <= 0 and ORDER.index(verdict) > ORDER.index("inconclusive"):
             return "inconclusive", "Its own interval spans 0."
+    return verdict, why
+
+
+def _beyond(difference: Estimate, on: Estimate, claim: SubClaim, sign: float) -> tuple[Verdict, str]:
+    """Whether it is past its control and past the threshold."""
     low, high = _bounds(difference, sign)
     past_low, past_high = _bounds(on, sign)
     threshold = sign * claim.threshold
