@@ -205,6 +205,15 @@ def test_the_rate_in_the_middle() -> None:
     assert rate(999, recipe) < 1e-5
 
 
+def test_every_step_takes_its_own_rate() -> None:
+    state = Training.fresh(TINY, 0)
+    taken = []
+    for _ in range(TINY.steps):
+        state.advance()
+        taken.append(state.optimizer.param_groups[0]["lr"] / TINY.learning_rate)
+    assert taken == pytest.approx([rate(step, TINY) for step in range(TINY.steps)])
+
+
 def test_seeds_for_different_purposes_are_unlike() -> None:
     found = {derived_seed(seed, purpose) for seed in range(500) for purpose in ("weights", "data", "evaluation")}
     assert len(found) == 1500
