@@ -180,3 +180,10 @@ def test_the_default_reproduction_of_every_finding_can_be_planned() -> None:
                 hashes = {task.located.sha256 for task in level.tasks}
                 assert len(hashes) == len(level.tasks)
         assert made.headline.located == locate(finding.model)
+
+
+def test_every_level_of_the_zoo_has_five_networks_from_the_same_seeds() -> None:
+    made = plan(FINDINGS["induction-heads"], None, 5)
+    levels = [level for followup in made.followups for level in followup.levels]
+    assert [[task.seed for task in level.tasks] for level in levels] == [[0, 1, 2, 3, 4]] * 5
+    assert len({task.located.sha256 for level in levels for task in level.tasks}) == 20
