@@ -13,10 +13,11 @@ from tests.handwired import BOS, VARIED, VOCAB, induction_network
 from torch import Tensor
 
 from headwork.findings.induction_heads import measure as procedure
-from headwork.findings.induction_heads.attention import choose, head_scores
+from headwork.findings.induction_heads.attention import HeadScores, choose, head_scores
 from headwork.findings.induction_heads.prompts import Prompts, draw
 from headwork.model.sites import Head
 from headwork.model.sources import load
+from headwork.model.transformer import Transformer
 from headwork.tasks.repeated_sequences import RepeatedBatch
 
 SETTINGS = {"discovery": 16, "held_out": 12, "ablation": "zero", "seed": 0}
@@ -97,6 +98,24 @@ def test_held_out_sequences_have_no_part_in_the_choice(monkeypatch: pytest.Monke
     assert float(found.dataset["score_best"].mean()) < 0.5 < float(honest.dataset["score_best"].mean())
     for name in ("discovery_induction", "discovery_previous", "discovery_induction_null"):
         assert found.dataset[name].equals(honest.dataset[name])
+
+
+def test_held_out_scores_have_no_part_in_the_choice(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = induction_network()
+    honest = procedure.measure(model, SETTINGS)
+    held_out = draw(VARIED, 16, 12, 0).held_out
+
+    def poisoned(model: Transformer, batch: RepeatedBatch, generator: torch.Generator) -> HeadScores:
+        scored = head_scores(model, batch, generator)
+        if batch is not held_out:
+            return scored
+        return HeadScores(*(getattr(scored, f.name).flip(1) for f in dataclasses.fields(HeadScores)))
+
+    monkeypatch.setattr(procedure, "head_scores", poisoned)
+    found = procedure.measure(model, SETTINGS)
+    assert float(found.dataset["score_best"].mean()) < 0.5
+    assert float(found.dataset["previous_best"].mean()) < 0.5
+    assert found.heads == honest.heads
 
 
 def test_discovery_sequences_alone_make_the_choice(monkeypatch: pytest.MonkeyPatch) -> None:

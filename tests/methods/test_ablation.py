@@ -87,6 +87,7 @@ def test_reference_values_do_not_depend_on_chunks(monkeypatch: pytest.MonkeyPatc
         torch.testing.assert_close(parts[site], z, rtol=1e-10, atol=1e-10)
 
 
+@pytest.mark.usefixtures("unchecked")
 def test_an_unknown_value_names_the_nearest() -> None:
     model, reference = network("gpt2"), prompts("gpt2", 1)
     with pytest.raises(UserError, match="Unknown ablation value 'means': the nearest valid ones are mean"):

@@ -217,6 +217,7 @@ def test_a_single_number_stands_for_a_range_of_one() -> None:
 GOOD = {"vocab": 9, "length": 20, "segment": [4, 5], "copies": [2, 3]}
 
 
+@pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize(
     "change, sentence",
     [
