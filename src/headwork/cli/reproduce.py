@@ -75,7 +75,7 @@ def _print_claims(record: Record) -> None:
                 f"{'● ' if claim.central else ''}{claim.statement}",
                 claim.paper or "–",
                 f"{estimate(claim.estimate)} {claim.quantity_unit}",
-                claim.null_meaning if claim.null is None else estimate(claim.null),
+                "by definition" if claim.null is None else estimate(claim.null),
                 claim.verdict,
             )
             for claim in record.headline.claims
