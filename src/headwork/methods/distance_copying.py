@@ -1,4 +1,4 @@
-"""The best predictor that copies by distance alone: what repeats give away without matching tokens.
+"""The best log-linear predictor that copies by distance alone: what repeats give away without matching tokens.
 
 It knows which token stood at every distance before the current position, but cannot compare the current token with
 earlier ones, so it cannot do induction: p(x) ∝ exp Σ_d w_d · [the token d positions back is x]. Where the distance

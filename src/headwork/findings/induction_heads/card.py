@@ -42,7 +42,7 @@ CARD = ClaimCard(
     subclaims=(
         SubClaim(
             id="advantage",
-            statement="Inside repeats the network predicts better than any predictor that copies by distance alone.",
+            statement="Inside repeats it predicts better than the best log-linear predictor that copies by distance.",
             kind="behaviour",
             central=True,
             quantity="advantage",
@@ -51,7 +51,7 @@ CARD = ClaimCard(
             replicate="sequence",
             threshold=0.0,
             threshold_source=_OWN_NULL,
-            null_meaning="the best predictor that knows which token stood at each distance, but cannot match tokens",
+            null_meaning="a fitted predictor that knows which token stood at each distance, but cannot match tokens",
             paper="loss falls inside repeats",
             paper_source="Olsson 2022",
         ),
