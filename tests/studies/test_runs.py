@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import signal
 import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -16,8 +16,9 @@ import xarray
 from tests.studies import fake
 from tests.studies.fake_finding import measure
 
+from headwork.errors import UserError
 from headwork.findings.registry import Finding
-from headwork.model.sources import locate
+from headwork.model.sources import load, locate
 from headwork.store.address import address
 from headwork.store.results import Store
 from headwork.store.temporary import PREFIX
@@ -69,17 +70,11 @@ def test_a_second_call_computes_nothing(finding: Finding, store: Store) -> None:
 
 def test_a_run_keeps_what_was_measured(finding: Finding, store: Store) -> None:
     found = done(finding, store)["followup/weak-s1"]
-    expected = measure.measure(runs_model("zoo:weak-s1"), dict(finding.settings))
+    expected = measure.measure(load("zoo:weak-s1"), dict(finding.settings))
     xarray.testing.assert_identical(found.dataset(), expected.dataset)
     assert (found.heads, found.notes, found.data) == (expected.heads, expected.notes, expected.data)
     assert (found.data_note, found.data_status) == (expected.data_note, expected.data_status)
     assert found.seconds > 0
-
-
-def runs_model(spec: str) -> Any:
-    from headwork.model.sources import load
-
-    return load(spec)
 
 
 def test_fresh_weights_do_not_depend_on_the_trained_ones(finding: Finding, store: Store) -> None:
@@ -180,8 +175,6 @@ def test_an_error_stops_the_others_and_keeps_what_is_finished(
 def test_ctrl_c_stops_all_and_keeps_what_is_finished(
     finding: Finding, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import signal
-
     started, stopped = threading.Barrier(2), []
 
     def interrupt(model: str, progress: Callable[[float], None]) -> None:
@@ -244,11 +237,9 @@ def test_progress_rises_to_one_and_names_the_run(finding: Finding, store: Store)
 
 
 def test_an_unusable_network_is_the_user_s_error(finding: Finding, store: Store, zoo: Path) -> None:
-    from headwork.errors import UserError
-
     weights = zoo / "strong" / "weights.safetensors"
     weights.write_bytes(weights.read_bytes()[:-8])
-    with pytest.raises(UserError):
+    with pytest.raises(UserError, match="weights"):
         done(finding, store)
-    assert not measure.measured
-    assert not store.entries()
+    assert "strong" not in measure.measured
+    assert not unfinished(store)
