@@ -163,7 +163,7 @@ def test_one_network_without_a_control_does_not_spare_the_others_theirs(make: An
 
 
 @pytest.mark.parametrize(
-    "broken, verdict", [({"effect": None}, "not reproduced"), ({"effect": np.full(16, np.nan)}, "inconclusive")]
+    "broken, verdict", [({"effect": None}, "inconclusive"), ({"effect": np.full(16, np.nan)}, "inconclusive")]
 )
 @pytest.mark.parametrize("many", [1, 2, 3])
 def test_networks_without_a_value_are_not_left_out(make: Any, broken: Any, verdict: str, many: int) -> None:
@@ -259,7 +259,7 @@ def test_what_is_chosen_on_discovery_data_never_decides(make: Any) -> None:
     """A claim on a discovery variable finds nothing: only sequences held out, or exact values, are judged."""
     on_discovery = fake.claim(id="cheat", quantity="discovery_effect", null=None)
     record: Record = make(card=fake.card(on_discovery), grid=None)
-    assert record.verdict == "not reproduced"
+    assert record.verdict == "inconclusive"
     assert record.headline.claims[0].estimate.value is None
     assert "discovery_effect" not in record.headline.scalars
 

@@ -138,14 +138,14 @@ def test_what_is_not_finite_is_never_more_than_inconclusive(bad: float, changed:
     assert judge(exact, {"effect": np.asarray(bad)}).verdict == UNSURE
 
 
-def test_a_network_without_the_quantity_does_not_reproduce_it() -> None:
+def test_a_network_without_the_quantity_decides_nothing() -> None:
     result = judge(claim(), {"effect_matched": np.ones(3)})
-    assert (result.verdict, result.estimate.value, result.difference) == (NOT, None, None)
+    assert (result.verdict, result.estimate.value, result.difference) == (UNSURE, None, None)
 
 
 def test_a_ratio_without_its_denominators_is_not_taken_for_one() -> None:
     of = claim(null=None, ratio_of="whole", threshold=0.5)
-    assert verdict(of, effect=[5, 5.1, 5.2]) == NOT
+    assert verdict(of, effect=[5, 5.1, 5.2]) == UNSURE
     assert verdict(of, effect=[5, 5.1, 5.2], whole=[50, 50, 50]) == PARTLY
 
 

@@ -31,7 +31,7 @@ def judge(claim: SubClaim, values: Mapping[str, np.ndarray], unit: str | None = 
     denominators = values.get(claim.ratio_of) if claim.ratio_of else None
     if quantity is None or (claim.ratio_of and denominators is None):
         missing = Estimate(value=None, method="not there to measure")
-        return _result(claim, missing, None, None, "not reproduced", "This network has nothing to measure it on.", True)
+        return _result(claim, missing, None, None, "inconclusive", "This network has nothing to measure it on.", True)
     if (np.ndim(quantity) == 0) != (claim.replicate is None):
         # A mean without its units would pass for a number without uncertainty.
         raise ValueError(
