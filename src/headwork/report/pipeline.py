@@ -208,12 +208,15 @@ def _environment(device: str) -> dict[str, str]:
 
 
 def _require_folder(out: Path) -> None:
-    """Fail before the work rather than after it."""
+    """Fail before the work rather than after it, and leave no folder behind."""
     if out.exists() and not out.is_dir():
         raise UserError(f"--out is {out}, which is a file; it must be a folder.")
+    missing = [folder for folder in (out, *out.parents) if not folder.exists()]
     with plain_errors(out):
         make_folders(out)
-    if not os.access(out, os.W_OK):
+        for folder in missing:
+            folder.rmdir()
+    if not missing and not os.access(out, os.W_OK):
         raise UserError(f"--out is {out}, where nothing can be written; choose another folder.")
 
 
