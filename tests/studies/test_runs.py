@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import resource
 import signal
 import threading
 import time
@@ -243,3 +244,17 @@ def test_an_unusable_network_is_the_user_s_error(finding: Finding, store: Store,
         done(finding, store)
     assert "strong" not in measure.measured
     assert not unfinished(store)
+
+
+def test_a_full_disk_is_one_sentence_and_leaves_nothing_half_written(finding: Finding, store: Store) -> None:
+    """A limit on file sizes below the results' own stands for the disk that fills while they are written."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, hard))
+    try:
+        with pytest.raises(UserError, match="Cannot write"):
+            done(finding, store)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert not store.entries("run")
+    assert not unfinished(store)
+    assert len(done(finding, store)) > 1

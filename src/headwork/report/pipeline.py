@@ -150,7 +150,7 @@ def _write_results(path: Path, datasets: Mapping[str, xarray.Dataset]) -> None:
     import xarray
 
     tree = xarray.DataTree.from_dict({f"/{name}": data for name, data in datasets.items()})
-    tree.to_netcdf(path, engine="h5netcdf")
+    path.write_bytes(tree.to_netcdf(engine="h5netcdf"))
 
 
 def _inputs(asked: Finding, planned: Plan, device: str, notes: str | None) -> dict[str, Any]:

@@ -152,8 +152,10 @@ class _Work:
             "threads": torch.get_num_threads(),
         }
         with self.store.write(at, kind="run", inputs=inputs) as folder:
+            # Made in memory: the HDF5 library reports a full disk by a traceback of its own.
             with _HDF5:
-                measured.dataset.to_netcdf(folder / DATASET, engine="h5netcdf")
+                dataset = bytes(measured.dataset.to_netcdf(engine="h5netcdf"))
+            (folder / DATASET).write_bytes(dataset)
             (folder / SUMMARY).write_text(json.dumps(summary, indent=1, sort_keys=True))
         self.report(name, "stored", 1.0)
 
