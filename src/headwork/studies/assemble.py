@@ -278,7 +278,7 @@ def _failures(
     followups: Sequence[FollowUp],
     unavailable: Sequence[str],
 ) -> list[str]:
-    lines = [f"{r.model}: {r.decided_by}." for r in results.values() if r.diverged_at is not None]
+    lines = [f"{r.run} ({r.model}): {r.decided_by}." for r in results.values() if r.diverged_at is not None]
     lines += [f"Control {c.name}: {c.verdict}, expected {c.expected}." for c in controls if not c.as_expected]
     lines += [f"{line}." for line in (*unavailable, *(line for f in followups for line in f.unavailable))]
     for followup in followups:
