@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.architectures import network
 from torch import Tensor
@@ -30,6 +30,7 @@ def test_pairs_say_where_they_first_differ() -> None:
     assert (part.labels, part.first_difference.tolist()) == (("2",), [3])
 
 
+@settings(deadline=None)
 @given(st.data())
 def test_no_token_before_the_first_difference_differs(data: st.DataObject) -> None:
     rows = st.lists(st.integers(0, 2), min_size=4, max_size=4)

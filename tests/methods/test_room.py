@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.architectures import ARCHITECTURES, network
 
@@ -15,6 +15,7 @@ SITE = "blocks.{l}.attn.z"
 WITH_LAYERS = [name for name, config in ARCHITECTURES.items() if config.n_layers]
 
 
+@settings(deadline=None)
 @given(st.sampled_from(WITH_LAYERS), st.integers(1, 9), st.integers(0, 200_000), st.integers(0, 200_000))
 def test_more_memory_holds_no_fewer_prompts(name: str, batch: int, memory: int, more: int) -> None:
     model = network(name)
