@@ -1,0 +1,58 @@
+"""How much of a patching sweep is held at once, so that it stays under a limit on memory."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from headwork.engine.resume import trace_sites
+from headwork.engine.run import bytes_kept
+from headwork.errors import UserError
+from headwork.model.config import TransformerConfig
+from headwork.model.transformer import Transformer
+
+
+@dataclass(frozen=True)
+class Room:
+    """How many `prompts` are patched at once, from how many `layers` held together, in how many `copies` a pass."""
+
+    prompts: int
+    layers: int
+    copies: int
+
+
+def room(model: Transformer, batch: int, length: int, site: str, memory: int | None) -> Room:
+    """What fits into `memory` bytes beside the weights, by an estimate from above; no limit where it is None.
+
+    Counted are the trace of the run to be patched, the activations at `site` (a name with `{l}`) of the run they come
+    from, and what the patched copies compute. Raises `UserError` where not even one prompt fits.
+    """
+    config = model.config
+    if memory is None:
+        return Room(batch, config.n_layers, _UNLIMITED)
+    element = model.embed.weight.element_size()
+    layer = bytes_kept(model, 1, length, [site.format(l=0)])
+    copy = length * _width(config, length) * element
+    # Both runs leave logits and a final stream, and each computes the whole prompt once.
+    fixed = bytes_kept(model, 1, length, trace_sites(config)) + copy
+    fixed += 2 * length * (config.outputs + config.d_model) * element
+    least = fixed + layer + copy
+    prompts = min(batch, memory // least)
+    if not prompts:
+        raise UserError(
+            f"Patching one prompt of {length} tokens needs about {least / 1e6:,.1f} MB beside the weights; the limit "
+            f"is {memory / 1e6:,.1f} MB."
+        )
+    free = memory // prompts - fixed - copy
+    layers = min(config.n_layers, max(1, free // (2 * layer)))
+    return Room(prompts, layers, 1 + (free - layers * layer) // copy)
+
+
+_UNLIMITED = 2**31
+
+
+def _width(config: TransformerConfig, length: int) -> int:
+    """Numbers per token that one resumed pass holds: streams, fused and repeated projections, maps, earlier keys."""
+    heads, shared = config.n_heads * config.d_head, config.kv_heads * config.d_head
+    attention = 5 * heads + 4 * shared + 5 * config.n_heads * length
+    mlp = config.d_mlp * (4 if config.gated_mlp else 2)
+    return 6 * config.d_model + max(attention, mlp) + 2 * config.n_layers * shared
