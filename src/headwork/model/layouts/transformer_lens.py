@@ -17,7 +17,7 @@ from torch import Tensor
 from headwork.errors import UserError
 from headwork.model.config import TransformerConfig
 from headwork.model.layouts.converted import Converted, Settings, Tensors, fuse
-from headwork.model.transformer import rotary_table
+from headwork.model.rotary import rotary_table
 
 _BUFFERS = r"blocks\.\d+\.attn\.(mask|IGNORE|rotary_sin|rotary_cos)"
 _ACTIVATIONS = {
