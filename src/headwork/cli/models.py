@@ -75,7 +75,7 @@ def show(spec: Spec, as_json: AsJson = False) -> None:
 @group.command("import")
 def import_(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="The checkpoint, or a folder of the hub.")],
-    layout: Annotated[str, typer.Option(metavar="transformer-lens|nanda|gpt2", help="How its tensors are named.")],
+    layout: Annotated[str, typer.Option(metavar="LAYOUT", help="How its tensors are named.")],
     out: Annotated[Path, typer.Option(metavar="DIR", help="The model folder to write.")],
     config: Annotated[Path | None, typer.Option(metavar="FILE.json", help="Settings the file does not state.")] = None,
     data: Annotated[Path | None, typer.Option(metavar="FILE.json", help="The training distribution.")] = None,

@@ -19,8 +19,9 @@ from headwork.model.config import TransformerConfig
 from headwork.model.files import kind_of, pickled, read_json, sha256_of
 from headwork.model.folder import CONFIG, WEIGHTS, read_record
 from headwork.model.hub import snapshot
-from headwork.model.importing import hub_weights, read_checkpoint
+from headwork.model.importing import read_checkpoint
 from headwork.model.layouts import hub_layout
+from headwork.model.shards import hub_weights, weights_sha256
 
 if TYPE_CHECKING:
     import torch
@@ -177,7 +178,7 @@ def _own(spec: str, kind: Kind, folder: Path) -> Located:
 def _hub(spec: str, kind: Kind, folder: Path, name: str, source: str) -> Located:
     config = read_json(folder / CONFIG)
     layout = hub_layout(config, spec)
-    digest = sha256_of(hub_weights(folder))
+    digest = weights_sha256(hub_weights(folder))
     card = ModelCard(name=name, spec=spec, sha256=digest, source=source, licence="see its page on the hub")
     return Located(spec=spec, kind=kind, sha256=digest, card=card, path=folder, layout=layout, config=config)
 

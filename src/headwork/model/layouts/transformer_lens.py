@@ -1,9 +1,9 @@
 """TransformerLens's layout: the state dict of a `HookedTransformer`, with its configuration where there is one.
 
 `embed.W_E [d_vocab, d_model]`, `blocks.l.attn.W_Q [head, d_model, d_head]`, `W_O [head, d_head, d_model]`,
-`mlp.W_in [d_model, d_mlp]`, `unembed.W_U [d_model, d_vocab_out]`; under grouped-query attention `_W_K` and `_W_V`.
-The tensors give the sizes, and rotary tables their base and style. The mask says nothing: it is a lower triangle in
-bidirectional networks too, which do not use it.
+`mlp.W_in [d_model, d_mlp]`, `unembed.W_U [d_model, d_vocab_out]`; under grouped-query attention `_W_K` and `_W_V`;
+in SoLU networks `mlp.ln`, a norm of the neurons. The tensors give the sizes, and rotary tables their base and style.
+The mask says nothing: it is a lower triangle in bidirectional networks too, which do not use it.
 """
 
 from __future__ import annotations
@@ -27,6 +27,8 @@ _ACTIVATIONS = {
     "gelu_fast": "gelu_tanh",
     "gelu_pytorch_tanh": "gelu_tanh",
     "silu": "silu",
+    "solu": "solu",
+    "solu_ln": "solu_ln",
 }
 _NORMS = {"LN": "layernorm", "LNPre": "layernorm", "RMS": "rmsnorm", "RMSPre": "rmsnorm", None: "none"}
 _POSITIONS = {"standard": "learned", "shortformer": "shortformer", "rotary": "rotary"}
@@ -54,11 +56,21 @@ def convert(state: Mapping[str, Any], config: Mapping[str, Any]) -> Converted:
     missing, unknown or of the wrong shape, and for settings that contradict the tensors or are not supported.
     """
     tensors = Tensors(state, "TransformerLens", _BUFFERS)
-    settings = Settings(config)
+    settings = Settings(_renamed(config))
     architecture = _architecture(tensors, settings)
     weights = _weights(tensors, architecture, settings)
     tensors.finish()
     return Converted(architecture, weights, training=settings.rest(), inferred=tuple(settings.inferred))
+
+
+def _renamed(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings under the library's present names: its own toy networks state two of them under older ones."""
+    found = dict(config)
+    if "normalization" in found:
+        found.setdefault("normalization_type", found.pop("normalization"))
+    if "shortformer_pos" in found:
+        found.setdefault("positional_embedding_type", "shortformer" if found.pop("shortformer_pos") else "standard")
+    return found
 
 
 def _architecture(tensors: Tensors, settings: Settings) -> TransformerConfig:
@@ -86,9 +98,11 @@ def _architecture(tensors: Tensors, settings: Settings) -> TransformerConfig:
 
 
 def _mlp_settings(tensors: Tensors, settings: Settings) -> dict[str, Any]:
-    why = "the file does not say; TransformerLens has no default, and small networks mostly use it"
+    usual, why = "relu", "the file does not say; TransformerLens has no default, and small networks mostly use it"
+    if "blocks.0.mlp.ln.w" in tensors:
+        usual, why = "solu_ln", "the file does not say, but has a norm inside the MLP, as SoLU networks do"
     return {
-        "activation": settings.choose("activation", "relu", why, "act_fn", _ACTIVATIONS),
+        "activation": settings.choose("activation", usual, why, "act_fn", _ACTIVATIONS),
         "gated_mlp": "blocks.0.mlp.W_gate" in tensors,
         "parallel": settings.choose("parallel", False, _UNSEEN, "parallel_attn_mlp"),
         "mlp_bias": "blocks.0.mlp.b_out" in tensors,
@@ -212,10 +226,13 @@ def _weights(tensors: Tensors, c: TransformerConfig, settings: Settings) -> dict
         found |= _normed(tensors, c, f"{here}.ln1")
         if not c.attention_only:
             found |= _mlp(tensors, c, f"{here}.mlp")
+            found |= _neuron_norm(tensors, c, f"{here}.mlp.ln")
             found |= _normed(tensors, c, f"{here}.ln2")
     found |= _normed(tensors, c, "ln_final")
     if c.norm != "none" and "ln_final.w" not in tensors:
         settings.inferred.append("the norms have gain 1 and bias 0: the file has no norm weights")
+    if c.neuron_norm and "blocks.0.mlp.ln.w" not in tensors:
+        settings.inferred.append("the norms inside the MLPs have gain 1 and bias 0: the file has no weights for them")
     found["unembed.weight"] = tensors.take("unembed.W_U", c.d_model, c.outputs).T
     if c.unembed_bias:
         found["unembed.bias"] = tensors.take("unembed.b_U", c.outputs)
@@ -256,6 +273,14 @@ def _mlp(tensors: Tensors, c: TransformerConfig, here: str) -> dict[str, Tensor]
         found[f"{here}.inward.bias"] = bias.new_zeros(2 * c.d_mlp) if c.gated_mlp else bias
         found[f"{here}.outward.bias"] = tensors.take(f"{here}.b_out", c.d_model) + carried
     return found
+
+
+def _neuron_norm(tensors: Tensors, c: TransformerConfig, here: str) -> dict[str, Tensor]:
+    if not c.neuron_norm:
+        return {}
+    if "blocks.0.mlp.ln.w" not in tensors:
+        return {f"{here}.w": torch.ones(c.d_mlp), f"{here}.b": torch.zeros(c.d_mlp)}
+    return {f"{here}.{part}": tensors.take(f"{here}.{part}", c.d_mlp) for part in "wb"}
 
 
 def _normed(tensors: Tensors, c: TransformerConfig, here: str) -> dict[str, Tensor]:
