@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 import struct
 from collections.abc import Callable
@@ -10,12 +12,14 @@ from pathlib import Path
 import pytest
 import torch
 from tests import foreign
+from torch.nn import functional
 
 from headwork.errors import UserError
 from headwork.model.card import ModelCard
 from headwork.model.checkpoints import assemble, check_weights
 from headwork.model.importing import read_checkpoint
 from headwork.model.layouts import converter
+from headwork.model.sources import load
 
 TOKENS = torch.randint(0, 11, (3, 6), generator=torch.Generator().manual_seed(0))
 
@@ -62,3 +66,37 @@ def test_a_damaged_llama2c_file_is_refused(tmp_path: Path, change: Callable[[byt
 def test_a_llama2c_checkpoint_without_settings_is_refused() -> None:
     with pytest.raises(UserError, match=r"lacks 'model' or 'model_args'"):
         converter("llama2.c")(foreign.llama2c_state(), {})
+
+
+# --- stories260K -----------------------------------------------------------------------------------------------------
+
+GREEDY = "beeb5cb46785efee81a8545300b31e396b595e5ce6f3b77db201545501981d14"
+"""The sha256 of the text that llama2.c's own test expects of 200 greedy steps."""
+
+
+@pytest.mark.artifacts
+def test_the_stories_network_tells_its_published_story(artifacts: Path) -> None:
+    model = load("artifact:stories260k")
+    tokens = [1]
+    with torch.no_grad():
+        while len(tokens) <= 200:
+            tokens.append(int(model(torch.tensor([tokens]))[0, -1].argmax()))
+    text = model.tokenizer.to_text(tokens)
+    assert text.startswith(
+        "Once upon a time, there was a little girl named Lily. She loved to play outside in the park."
+    )
+    assert len(text) == 464
+    assert hashlib.sha256(text.encode()).hexdigest() == GREEDY
+
+
+@pytest.mark.artifacts
+def test_the_stories_network_reads_stories_as_well_as_stated(artifacts: Path) -> None:
+    model = load("artifact:stories260k")
+    stories = json.loads((artifacts / "text" / "tinystories_1000.json").read_text())[:60]
+    nats = torch.zeros(0)
+    for story in stories:
+        tokens = torch.tensor([model.tokenizer.to_tokens(story, bos=True)[: model.config.n_ctx]])
+        with torch.no_grad():
+            loss = functional.cross_entropy(model(tokens)[0, :-1], tokens[0, 1:], reduction="none")
+        nats = torch.cat([nats, loss])
+    assert nats.mean().item() == pytest.approx(1.42, abs=0.005)

@@ -18,17 +18,21 @@ if TYPE_CHECKING:
     from headwork.model.sources import load as load
     from headwork.model.sources import locate as locate
     from headwork.model.sources import zoo_names as zoo_names
+    from headwork.model.tokenizer import Tokenizer as Tokenizer
+    from headwork.model.tokenizer import read_tokenizer as read_tokenizer
     from headwork.model.transformer import Transformer as Transformer
 
 _HOMES = {
     "Located": "sources",
     "ModelCard": "card",
+    "Tokenizer": "tokenizer",
     "Transformer": "transformer",
     "TransformerConfig": "config",
     "import_checkpoint": "importing",
     "load": "sources",
     "locate": "sources",
     "read_card": "folder",
+    "read_tokenizer": "tokenizer",
     "save": "checkpoints",
     "zoo_names": "sources",
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,14 +23,17 @@ def import_checkpoint(
     out: Path | str,
     config: Path | str | Mapping[str, Any] | None = None,
     data: Path | str | Mapping[str, Any] | None = None,
+    tokenizer: Path | str | None = None,
 ) -> Path:
     """Convert a checkpoint file, or a folder of the hub, into the model folder `out`, and return its path.
 
     `config` holds settings that the file does not state, `data` the training distribution; each is a mapping or a JSON
-    file. The same import again changes nothing. Raises `UserError` where the file, the layout or the settings are no
-    good, or `out` holds something else.
+    file. `tokenizer` is what `read_tokenizer` takes; a folder's own tokenizer is found without it. The same import
+    again changes nothing. Raises `UserError` where the file, the layout, the settings or the tokenizer are no good, or
+    `out` holds something else.
     """
     from headwork.model.checkpoints import assemble, check_weights, save
+    from headwork.model.tokenizer import has_tokenizer, read_tokenizer
 
     file = Path(file)
     converted = read_checkpoint(file, layout, _mapping(config) or {})
@@ -44,7 +48,10 @@ def import_checkpoint(
         inferred=converted.inferred,
     )
     check_weights(converted.state, converted.architecture, str(file))
-    return save(assemble(converted.architecture, converted.state, card), Path(out), card)
+    model = assemble(converted.architecture, converted.state, card)
+    if tokenizer is not None or (file.is_dir() and has_tokenizer(file)):
+        model.tokenizer_source = functools.partial(read_tokenizer, tokenizer or file)
+    return save(model, Path(out), card)
 
 
 def read_checkpoint(file: Path, layout: str, config: Mapping[str, Any]) -> Converted:

@@ -6,18 +6,23 @@ d_head]`) as views. The forward pass registers nothing on the module: whoever wa
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from functools import cached_property
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
 
+from headwork.errors import UserError
 from headwork.model.card import ModelCard
 from headwork.model.config import TransformerConfig
 from headwork.model.rotary import rotary_table, rotate
+
+if TYPE_CHECKING:
+    from headwork.model.tokenizer import Tokenizer
 
 Stream = Float[Tensor, "batch pos d_model"]
 PerHead = Float[Tensor, "batch pos head d_head"]
@@ -318,10 +323,11 @@ class Transformer(nn.Module):
     """A decoder or encoder of the GPT family as `config` describes it.
 
     Weights are uninitialised until `headwork.model.initialise` or a checkpoint fills them. `card` says where they come
-    from, where that is known.
+    from, where that is known; `tokenizer_source` gives its tokenizer, if it has one.
     """
 
     card: ModelCard | None = None
+    tokenizer_source: Callable[[], Tokenizer] | None = None
 
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
@@ -334,6 +340,13 @@ class Transformer(nn.Module):
         self.unembed = nn.Linear(config.d_model, config.outputs, bias=config.unembed_bias)
         if config.tied:
             self.unembed.weight = self.embed.weight
+
+    @cached_property
+    def tokenizer(self) -> Tokenizer:
+        """Its tokenizer, read when it is first asked for. Raises `UserError` where there is none or it is damaged."""
+        if self.tokenizer_source is None:
+            raise UserError("This network has no tokenizer; give it token ids instead of text.")
+        return self.tokenizer_source()
 
     @property
     def layers(self) -> list[Block]:
