@@ -35,12 +35,13 @@ def layer_norm(x: Tensor, w: Tensor | float, b: Tensor | float, eps: float) -> T
     return x / torch.sqrt((x**2).mean(-1, keepdim=True) + eps) * w + b
 
 
-def attention(q: Tensor, k: Tensor, v: Tensor, divisor: float, causal: bool) -> Tensor:
-    """Each of `[batch, pos, head, d_head]`."""
+def attention(q: Tensor, k: Tensor, v: Tensor, divisor: float, causal: bool, window: int = 1000) -> Tensor:
+    """Each of `[batch, pos, head, d_head]`; a query sees the last `window` keys."""
     scores = torch.einsum("bqhd,bkhd->bhqk", q, k) / divisor
     if causal:
         length = scores.shape[-1]
-        scores = scores.masked_fill(torch.ones(length, length).triu(1).bool(), -math.inf)
+        hidden = torch.ones(length, length).triu(1) + torch.ones(length, length).tril(-window)
+        scores = scores.masked_fill(hidden.bool(), -math.inf)
     return torch.einsum("bhqk,bkhd->bqhd", scores.softmax(-1), v)
 
 
@@ -59,6 +60,7 @@ def lens_state(
     mlp: int = 0,
     gated: bool = False,
     neuron_norm: bool = False,
+    qk_norm: bool = False,
     norm: str | None = None,
     kv: int | None = None,
     table: bool = True,
@@ -76,6 +78,8 @@ def lens_state(
         for which in "KV":
             shapes |= {f"{a}.{mark}W_{which}": (kv_heads, d, d_head), f"{a}.{mark}b_{which}": (kv_heads, d_head)}
         shapes |= {f"{a}.W_O": (heads, d_head, d), f"{a}.b_O": (d,)}
+        if qk_norm:
+            shapes |= {f"{a}.q_norm.w": (d_head,), f"{a}.k_norm.w": (d_head,)}
         if mlp:
             m = f"blocks.{layer}.mlp"
             shapes |= {f"{m}.W_in": (d, mlp), f"{m}.b_in": (mlp,), f"{m}.W_out": (mlp, d), f"{m}.b_out": (d,)}
@@ -115,6 +119,7 @@ def lens_logits(
     parallel: bool = False,
     rotary: tuple[int, float, bool] | None = None,
     divisor: float | None = None,
+    windows: tuple[int, ...] = (),
 ) -> Tensor:
     def normed(x: Tensor, place: str) -> Tensor:
         w = state.get(f"{place}.w", torch.ones(1, dtype=torch.float64))
@@ -138,10 +143,15 @@ def lens_logits(
             + state[f"{a}.{mark}b_{which}"]
             for which, mark in marks.items()
         )
+        if f"{a}.q_norm.w" in state:
+            q, k = (
+                t / torch.sqrt((t**2).mean(-1, keepdim=True) + eps) * state[f"{a}.{which}_norm.w"]
+                for t, which in ((q, "q"), (k, "k"))
+            )
         if rotary:
             q, k = turned(q, *rotary), turned(k, *rotary)
         k, v = (t.repeat_interleave(q.shape[2] // t.shape[2], 2) for t in (k, v))
-        z = attention(q, k, v, divisor or math.sqrt(q.shape[-1]), causal)
+        z = attention(q, k, v, divisor or math.sqrt(q.shape[-1]), causal, windows[layer] if windows else length)
         attn_out = torch.einsum("bphe,hed->bpd", z, state[f"{a}.W_O"]) + state[f"{a}.b_O"]
         middle = x if parallel else x + attn_out
         if f"{m}.W_in" in state:

@@ -96,6 +96,16 @@ LENS: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, Any]]] = {
         {"norm": "LN", "shortformer": True},
     ),
     "older-names-standard": ({}, {"normalization": None, "shortformer_pos": False}, {}),
+    "local": (
+        {"layers": 3},
+        {"use_local_attn": True, "window_size": 2, "attn_types": ["global", "local", "global", "local"]},
+        {"windows": (9, 2, 9)},
+    ),
+    "qwen3": (
+        {"table": False, "norm": "RMS", "qk_norm": True, "rotary": (4, 10000.0, False)},
+        {"final_rms": True, "use_qk_norm": True},
+        {"norm": "RMS", "rotary": (4, 10000.0, False)},
+    ),
     "no-positions": ({"table": False}, {}, {}),
     "our-names": (
         {"mlp": 12, "norm": "LN"},
@@ -193,7 +203,13 @@ Change = Callable[[dict[str, Any]], object]
         (lambda s: None, {"normalization_type": "BN"}, r"Unknown normalization_type .* 'BN'"),
         (lambda s: None, {"attention_dir": "casual"}, r"Unknown attention_dir .* 'casual': .* causal"),
         (lambda s: None, {"positional_embedding_type": "alibi"}, r"Unknown positional_embedding_type .* 'alibi'"),
-        (lambda s: None, {"use_local_attn": True}, r"use_local_attn = True, which is not supported"),
+        (
+            lambda s: None,
+            {"use_local_attn": True, "attn_types": ["local"]},
+            r"attn_types = \['local'\]; one of 'global'",
+        ),
+        (lambda s: None, {"final_rms": True}, r"final_rms = True, which is not supported"),
+        (lambda s: None, {"num_experts": 8}, r"num_experts = 8, which is not supported"),
         (lambda s: None, {"eps": "small"}, r"norm_eps = 'small'; it must be a number"),
         (lambda s: None, {"attn_scale": "big"}, r"attn_scale = 'big'"),
         (lambda s: None, {"attn_scale": 0}, r"attn_scale = 0"),

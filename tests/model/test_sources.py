@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import huggingface_hub
 import pooch
@@ -340,6 +341,31 @@ def test_every_shard_is_part_of_the_identity(hub: Hub) -> None:
     changed = foreign.gpt2_state(seed=1)
     save_file({name: changed[name] for name in list(changed)[2::3]}, folder / "model-00003-of-00003.safetensors")
     assert locate("hf:org/shards").identity() != before
+
+
+@pytest.mark.parametrize(
+    ("has", "config", "told"),
+    [
+        ({}, {"act_fn": "gelu", "attn_only": True, "shortformer_pos": True}, {"shortformer": True}),
+        ({"mlp": 12}, {"act_fn": "gelu", "shortformer_pos": False}, {"act": "gelu"}),
+        ({"mlp": 12, "neuron_norm": True}, {"act_fn": "solu_ln"}, {"act": "solu_ln"}),
+    ],
+    ids=["attention-only", "gelu", "solu"],
+)
+def test_toys_of_transformer_lens_are_loaded_from_the_hub(
+    hub: Hub, tmp_path: Path, has: dict[str, Any], config: dict[str, Any], told: dict[str, Any]
+) -> None:
+    """Their repositories hold a state dict and a configuration in its words."""
+    state = foreign.lens_state(norm="LN", **has)
+    torch.save(state, tmp_path / "model_final.pth")
+    sizes = {"d_model": 8, "n_layers": 2, "n_heads": 2, "d_head": 4, "n_ctx": 7, "d_vocab": 11, "normalization": "LN"}
+    written = json.dumps(sizes | config | {"tokenizer_name": "org/some", "lr": 0.001}).encode()
+    hub.repos["org/toy"] = {"config.json": written, "model_final.pth": (tmp_path / "model_final.pth").read_bytes()}
+    model = load("hf:org/toy", dtype=torch.float64)
+    expected = foreign.lens_logits(state, TOKENS, norm="LN", **told)
+    torch.testing.assert_close(model(TOKENS).detach(), expected, rtol=0, atol=1e-9 * float(expected.abs().max()))
+    assert model.card is not None
+    assert model.card.training["lr"] == 0.001
 
 
 @pytest.mark.parametrize(

@@ -9,8 +9,8 @@ from headwork.errors import UserError
 from headwork.model.files import read_json, sha256_of
 
 INDEX = "model.safetensors.index.json"
-HUB_WEIGHTS = ("model.safetensors", INDEX, "pytorch_model.bin")
-"""What is looked for in a folder of the hub, the better format first."""
+HUB_WEIGHTS = ("model.safetensors", INDEX, "pytorch_model.bin", "model_final.pth")
+"""What is looked for in a folder of the hub, the better format first; the last is TransformerLens's own toys'."""
 
 
 def hub_weights(folder: Path) -> Path:

@@ -20,7 +20,7 @@ from headwork.model.files import kind_of, pickled, read_json, sha256_of
 from headwork.model.folder import CONFIG, WEIGHTS, read_record
 from headwork.model.hub import snapshot
 from headwork.model.importing import read_checkpoint
-from headwork.model.layouts import hub_layout
+from headwork.model.layouts import hub_layout, is_hub
 from headwork.model.shards import hub_weights, weights_sha256
 
 if TYPE_CHECKING:
@@ -174,7 +174,7 @@ def _folder(spec: str) -> Located:
         )
     if not path.is_dir():
         raise _not_a_folder(spec)
-    if (path / CONFIG).is_file() and "model_type" in read_json(path / CONFIG):
+    if (path / CONFIG).is_file() and is_hub(read_json(path / CONFIG)):
         return _hub(spec, "folder", path, path.resolve().name, str(path))
     return _own(spec, "folder", path)
 

@@ -104,8 +104,18 @@ def reader(layout: str) -> Read | None:
     return None
 
 
+_TRANSFORMER_LENS_KEYS = {"act_fn", "d_head", "n_heads", "n_layers"}
+
+
+def is_hub(config: Mapping[str, Any]) -> bool:
+    """Whether a `config.json` is of the hub: Hugging Face's, or TransformerLens's for its own toy networks there."""
+    return "model_type" in config or config.keys() >= _TRANSFORMER_LENS_KEYS
+
+
 def hub_layout(config: Mapping[str, Any], where: str) -> str:
-    """The layout for a Hugging Face configuration. Raises `UserError` for a family that is not read yet."""
+    """The layout for a configuration of the hub. Raises `UserError` for a family that is not read yet."""
+    if "model_type" not in config and is_hub(config):
+        return "transformer-lens"
     family = str(config.get("model_type"))
     if family not in HUB_LAYOUTS:
         raise UserError(

@@ -36,15 +36,12 @@ _UNSEEN = "the file does not say, this is TransformerLens's default"
 _DIRECTIONS = {"causal": True, "bidirectional": False}
 # What these say of the forward pass in every network that we can represent; harmless values first.
 _UNSUPPORTED = {
-    "use_local_attn": (False, None),
     "scale_attn_by_inverse_layer_idx": (False, None),
-    "final_rms": (False, None),
     "attn_scores_soft_cap": (-1.0, -1, 0, None),
     "output_logits_soft_cap": (-1.0, -1, 0, None),
     "num_experts": (None,),
     "post_embedding_ln": (False, None),
     "use_normalization_before_and_after": (False, None),
-    "use_qk_norm": (False, None),
     "use_NTK_by_parts_rope": (False, None),
 }
 
@@ -80,8 +77,10 @@ def _architecture(tensors: Tensors, settings: Settings) -> TransformerConfig:
     first = "blocks.0.attn"
     positions = _positions(tensors, settings)
     norm = _norm(tensors, settings)
+    settings.refuse(final_rms=(False, None, *([True] if norm == "rmsnorm" else [])))
     return TransformerConfig(
         **sizes,
+        **_window(settings, sizes["n_layers"]),
         **_rotary(tensors, settings, d_head) if positions == "rotary" else {},
         positions=positions,
         norm=norm,
@@ -89,6 +88,7 @@ def _architecture(tensors: Tensors, settings: Settings) -> TransformerConfig:
         **_mlp_settings(tensors, settings) if sizes["d_mlp"] else {},
         causal=settings.choose("causal", True, _UNSEEN, "attention_dir", _DIRECTIONS),
         pad_token=settings.raw("pad_token"),
+        qk_norm=f"{first}.q_norm.w" in tensors,
         qkv_bias=f"{first}.b_Q" in tensors,
         out_bias=f"{first}.b_O" in tensors,
         unembed_bias="unembed.b_U" in tensors,
@@ -107,6 +107,20 @@ def _mlp_settings(tensors: Tensors, settings: Settings) -> dict[str, Any]:
         "parallel": settings.choose("parallel", False, _UNSEEN, "parallel_attn_mlp"),
         "mlp_bias": "blocks.0.mlp.b_out" in tensors,
     }
+
+
+def _window(settings: Settings, n_layers: int) -> dict[str, Any]:
+    """Which layers see a window only, as `attn_types` lists them."""
+    if not settings.raw("use_local_attn"):
+        return {}
+    kinds = settings.raw("attn_types")
+    if not isinstance(kinds, list) or len(kinds) < n_layers or not {"global", "local"}.issuperset(map(str, kinds)):
+        raise UserError(
+            f"The checkpoint's configuration has attn_types = {kinds!r}; one of 'global' and 'local' for each of the "
+            f"{n_layers} layers is expected."
+        )
+    local = tuple(layer for layer in range(n_layers) if kinds[layer] == "local")
+    return {"window": settings.raw("window_size"), "local_layers": local}
 
 
 def _sizes(tensors: Tensors, settings: Settings) -> dict[str, Any]:
@@ -249,6 +263,8 @@ def _attention(tensors: Tensors, c: TransformerConfig, here: str) -> dict[str, T
         ),
         f"{here}.out.weight": tensors.take(f"{here}.W_O", c.n_heads, c.d_head, c.d_model).flatten(0, 1).T,
     }
+    if c.qk_norm:
+        found |= {f"{here}.{which}.w": tensors.take(f"{here}.{which}.w", c.d_head) for which in ("q_norm", "k_norm")}
     if c.qkv_bias:
         found[f"{here}.qkv.bias"] = fuse(
             tensors.take(f"{here}.{mark}b_{which}", n, c.d_head) for which, (mark, n) in heads.items()
