@@ -10,7 +10,7 @@ import jaxtyping
 import pytest
 from tests import typecheck
 
-_CHECKED = ("headwork.model", "headwork.engine")
+_CHECKED = tuple(f"headwork.{name}" for name in ("model", "engine", "tasks", "train", "methods", "findings"))
 
 # Before any of these modules is imported: each of their functions then checks its tensors' shapes, as annotated.
 assert not [name for name in sys.modules if name.startswith(_CHECKED)], "imported too early to be checked"

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,7 +13,9 @@ import pytest
 from tests.cli.conftest import Cli
 from tests.report import example
 
+from headwork.findings.registry import finding
 from headwork.report import pipeline
+from headwork.studies.plan import plan
 from headwork.studies.record import Record
 from headwork.studies.summary import summary
 
@@ -92,3 +97,27 @@ def test_json_is_one_object_and_nothing_else(cli: Cli, answered: Callable[..., A
 def test_an_answer_from_the_store_says_so(cli: Cli, answered: Callable[..., Asked]) -> None:
     answered(example.record(), from_store=True)
     assert "from the store" in cli("reproduce", "induction-heads").out
+
+
+def test_a_control_can_be_asked_for_with_the_default_seeds_though_the_zoo_has_one_of_it() -> None:
+    known = finding("induction-heads")
+    for spec in known.controls.values():
+        planned = plan(known, spec, 5)
+        assert planned.expected == "not reproduced"
+        assert all(len(level.tasks) == 5 for followup in planned.followups for level in followup.levels)
+
+
+@pytest.mark.parametrize("command", [("reproduce", "induction-heads", "--seeds", "1"), ("train", "attn-only-1l")])
+def test_stopping_with_the_keyboard_leaves_one_line_and_nothing_half_written(
+    empty_folder: Path, command: tuple[str, ...]
+) -> None:
+    process = subprocess.Popen([sys.executable, "-m", "headwork", *command], stderr=-1, stdout=-1, text=True)
+    assert process.stderr is not None
+    assert process.stderr.readline().partition("%")[0].strip() in ("0", "1")
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert not out
+    said = "Stopped. Nothing is half-written; the same command goes on from what is finished."
+    assert [line for line in err.splitlines() if "%" not in line] == [said]
+    assert not [path for path in empty_folder.rglob("*") if path.is_file()]

@@ -3,11 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -80,20 +75,4 @@ def test_a_training_that_diverges_is_no_success(cli: Cli, empty_folder: Path, mo
     assert result.code == 1
     assert not result.out
     assert "diverged" in result.err
-    assert not list((empty_folder / "headwork-models").iterdir())
-
-
-def test_stopping_with_the_keyboard_leaves_one_line_and_nothing_half_written(empty_folder: Path) -> None:
-    process = subprocess.Popen(
-        [sys.executable, "-m", "headwork", "train", "attn-only-1l"], stderr=subprocess.PIPE, stdout=subprocess.PIPE
-    )
-    assert process.stderr is not None
-    assert process.stderr.readline().startswith(b"  0%  training attn-only-1l")
-    time.sleep(0.2)
-    os.kill(process.pid, signal.SIGINT)
-    out, err = process.communicate(timeout=60)
-    assert process.returncode == 130
-    assert not out
-    said = "Stopped. Nothing is half-written; the same command goes on from what is finished."
-    assert [line for line in err.decode().splitlines() if "%" not in line] == [said]
     assert not list((empty_folder / "headwork-models").iterdir())

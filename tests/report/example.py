@@ -215,7 +215,10 @@ def record(**changes: Any) -> Record:
         "settings": settings(), "seeds": 5, "verdict": "reproduced", "decided_by": "key-composition", "expected": None,
         "headline": headline, "runs": runs, "controls": controls(), "followups": varied, "grid": grid(),
         "deviations": deviations(),
-        "failures": ["The first choice of learning rate (0.01) diverged for three seeds of depth 3"],
+        "failures": [
+            "depth=3/seed-3 diverged at step 412",
+            "The first choice of learning rate (0.01) diverged for three seeds of depth 3",
+        ],
         "environment": {
             "headwork": "0.1.0", "torch": "2.13.0", "python": "3.11.9", "host": "2 cores, Linux x86_64", "threads": "2",
         },

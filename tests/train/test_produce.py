@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from headwork.errors import UserError
 from headwork.model.config import TransformerConfig
@@ -32,8 +33,6 @@ RECIPE = Recipe(
 KILLED_AT = """
 import os, signal, sys
 from pathlib import Path
-import torch
-torch.set_num_threads(1)
 from tests.train.test_produce import RECIPE
 from headwork.train.produce import produce
 
@@ -110,3 +109,13 @@ def test_damaged_weights_are_refused(tmp_path: Path) -> None:
     weights.write_bytes(weights.read_bytes()[:-4] + b"\0\0\0\0")
     with pytest.raises(UserError, match="damaged weights"):
         produce(RECIPE, 3, out)
+
+
+def test_a_network_does_not_depend_on_the_number_of_threads(tmp_path: Path, whole: Path) -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        assert files(produce(RECIPE, 3, tmp_path / "net").folder) == files(whole)
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)

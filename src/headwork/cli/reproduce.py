@@ -12,7 +12,7 @@ from headwork.cli.output import print_json, print_lines, print_table
 from headwork.cli.progress import progress
 
 if TYPE_CHECKING:
-    from headwork.studies.record import Level, Record
+    from headwork.studies.record import ClaimResult, Level, Record
 
 
 def reproduce(
@@ -65,6 +65,14 @@ def _print_verdict(record: Record) -> None:
     )
 
 
+def _null(claim: ClaimResult) -> str:
+    from headwork.report.numbers import estimate
+
+    if claim.null is not None:
+        return estimate(claim.null)
+    return "0 by definition" if claim.control_available else "unavailable; 0"
+
+
 def _print_claims(record: Record) -> None:
     from headwork.report.numbers import estimate
 
@@ -75,7 +83,7 @@ def _print_claims(record: Record) -> None:
                 f"{'● ' if claim.central else ''}{claim.statement}",
                 claim.paper or "–",
                 f"{estimate(claim.estimate)} {claim.quantity_unit}",
-                claim.null_meaning if claim.null is None else estimate(claim.null),
+                _null(claim),
                 claim.verdict,
             )
             for claim in record.headline.claims

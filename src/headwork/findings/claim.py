@@ -34,7 +34,8 @@ class SubClaim:
     quantity lies on the `direction` side of `threshold` [unit]. `null` names the variable that holds the matched
     control in the same units, or is None where the control's value is zero by definition (`null_meaning` says what it
     is). The threshold is set on the quantity's `value` or on its `difference` from the control (`threshold_on`). With
-    `ratio_of` the quantity is divided by that variable, as a ratio of means. A central sub-claim decides the verdict.
+    `ratio_of` the quantity is divided by that variable, as a ratio of means. A `signed` quantity is an effect that must
+    itself be on the claimed side of 0, whatever its control does. A central sub-claim decides the verdict.
     """
 
     id: str
@@ -54,6 +55,7 @@ class SubClaim:
     paper_source: str = ""
     source_status: Literal["checked", "unchecked"] = "unchecked"
     ratio_of: str | None = None
+    signed: bool = False
 
     def __post_init__(self) -> None:
         if self.ratio_of and (self.null or self.replicate is None):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections import Counter
 from collections.abc import Sequence
 from typing import Literal, get_args
@@ -70,19 +71,18 @@ def matched_sets(
 ) -> list[tuple[Head, ...]]:
     """Sets with as many heads in each layer as `chosen`, drawn from `outside` only; empty where there is none.
 
-    All of them where there are at most `most`, else `most` drawn at random without repetition.
+    All of them where there are at most `most`, else `most` drawn at random without repetition, each equally likely.
     """
-    need = Counter(h.layer for h in chosen)
-    per_layer = []
-    for layer, count in sorted(need.items()):
-        available = sorted(h for h in outside if h.layer == layer and h not in chosen)
-        if len(available) < count:
-            return []
-        combinations = list(itertools.islice(itertools.combinations(available, count), 5000))
-        if len(combinations) > most:
-            combinations = [combinations[i] for i in rng.choice(len(combinations), most, replace=False)]
-        per_layer.append(combinations)
-    every = [tuple(itertools.chain(*parts)) for parts in itertools.islice(itertools.product(*per_layer), 5000)]
-    if len(every) > most:
-        every = [every[i] for i in sorted(rng.choice(len(every), most, replace=False))]
-    return every
+    need = sorted(Counter(h.layer for h in set(chosen)).items())
+    free = {layer: sorted({h for h in outside if h.layer == layer} - set(chosen)) for layer, _ in need}
+    total = math.prod(math.comb(len(free[layer]), count) for layer, count in need)
+    if not need or not total:
+        return []
+    if total <= most:
+        combinations = (itertools.combinations(free[layer], count) for layer, count in need)
+        return [tuple(itertools.chain(*parts)) for parts in itertools.product(*combinations)]
+    drawn: set[tuple[Head, ...]] = set()
+    while len(drawn) < most:
+        picks = ((free[layer], sorted(rng.choice(len(free[layer]), count, replace=False))) for layer, count in need)
+        drawn.add(tuple(heads[i] for heads, pick in picks for i in pick))
+    return sorted(drawn)

@@ -1,4 +1,4 @@
-"""The best predictor that copies by distance alone: what repeats give away without matching tokens.
+"""The best log-linear predictor that copies by distance alone: what repeats give away without matching tokens.
 
 It knows which token stood at every distance before the current position, but cannot compare the current token with
 earlier ones, so it cannot do induction: p(x) ∝ exp Σ_d w_d · [the token d positions back is x]. Where the distance
@@ -16,21 +16,24 @@ from torch import Tensor
 
 @dataclass(frozen=True, eq=False)
 class DistanceCopying:
-    """The fitted weights: `weights[d]` in nats for the token d positions back, out of `vocab` possible tokens."""
+    """The fitted weights: `weights[d]` in nats for the token d positions back.
+
+    It predicts the tokens of `alphabet` (the first, and one after the last); others, such as a BOS, are not copied.
+    """
 
     weights: Float[Tensor, " distance"]
-    vocab: int
+    alphabet: tuple[int, int]
 
     def losses(self, tokens: Int[Tensor, "batch pos"]) -> Float[Tensor, "batch pos"]:
         """Cross-entropy in nats of the next token at every position (of the first token, at the last)."""
-        return _Sequences(tokens, self.vocab, self.weights.dtype).losses(self.weights)
+        return _Sequences(tokens, self.alphabet, self.weights.dtype).losses(self.weights)
 
 
 def fit_distance_copying(
-    tokens: Int[Tensor, "batch pos"], where: Bool[Tensor, "batch pos"], vocab: int, iterations: int = 40
+    tokens: Int[Tensor, "batch pos"], where: Bool[Tensor, "batch pos"], alphabet: tuple[int, int], iterations: int = 40
 ) -> DistanceCopying:
     """Fit by L-BFGS to the mean cross-entropy at the positions in `where`; the problem is convex."""
-    sequences = _Sequences(tokens, vocab, torch.float32)
+    sequences = _Sequences(tokens, alphabet, torch.float32)
     weights = torch.zeros(tokens.shape[1], requires_grad=True)
     optimizer = torch.optim.LBFGS([weights], max_iter=iterations, line_search_fn="strong_wolfe")
 
@@ -43,21 +46,22 @@ def fit_distance_copying(
 
     with torch.enable_grad():
         optimizer.step(closure)
-    return DistanceCopying(weights.detach(), vocab)
+    return DistanceCopying(weights.detach(), alphabet)
 
 
 class _Sequences:
     """What the losses need of the sequences and the weights do not change."""
 
-    def __init__(self, tokens: Int[Tensor, "batch pos"], vocab: int, dtype: torch.dtype) -> None:
+    def __init__(self, tokens: Int[Tensor, "batch pos"], alphabet: tuple[int, int], dtype: torch.dtype) -> None:
         length = tokens.shape[1]
-        self.vocab = vocab
+        low, high = alphabet
+        copied = ((tokens >= low) & (tokens < high))[:, None]
         self.seen = torch.ones(length, length, dtype=dtype).tril()
         self.distance = (torch.arange(length)[:, None] - torch.arange(length)).clamp(min=0)
         self.same = (tokens[:, :, None] == tokens[:, None, :]).to(dtype)
         # Every token in the context counts once, however often it stands there.
-        self.share = self.seen / (self.seen @ self.same).clamp(min=1)
-        self.absent = vocab - self.share.sum(-1)
+        self.share = self.seen * copied / (self.seen @ self.same).clamp(min=1)
+        self.absent = high - low - self.share.sum(-1)
         self.is_next = (tokens.roll(-1, 1)[:, :, None] == tokens[:, None, :]).to(dtype)
 
     def losses(self, weights: Float[Tensor, " distance"]) -> Float[Tensor, "batch pos"]:

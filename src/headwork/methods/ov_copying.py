@@ -28,5 +28,7 @@ def copying_scores(model: Transformer) -> Float[Tensor, "layer head"]:
         w_o, w_v = block.attn.W_O.double().detach(), block.attn.W_V.double().detach()
         small = w_o @ around @ w_v.repeat_interleave(per_group, 0)
         eigenvalues = torch.linalg.eigvals(small)
-        scores[layer] = (eigenvalues.real.sum(-1) / eigenvalues.abs().sum(-1)).float().cpu()
+        # A head that writes nothing has eigenvalues of zero: it copies nothing, and its score is 0.
+        size = eigenvalues.abs().sum(-1).clamp(min=torch.finfo(torch.float64).tiny)
+        scores[layer] = (eigenvalues.real.sum(-1) / size).float().cpu()
     return scores

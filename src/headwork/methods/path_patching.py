@@ -29,7 +29,8 @@ def path_edits(
     """Edits, for a resumed clean run, that give the receivers' `route` input the senders' corrupt outputs.
 
     `corrupt` must hold `blocks.*.attn.z` of the senders' layers. Senders not below a receiver have no path to it; where
-    no sender has one, the list is empty.
+    no sender has one, the list is empty. Under grouped-query attention a key or value belongs to its whole group: all
+    heads that share it with a receiver receive too.
     """
     edits = []
     for layer, group in itertools.groupby(sorted(receivers), key=lambda h: h.layer):
@@ -37,7 +38,7 @@ def path_edits(
         if not below:
             continue
         stream = clean.values[f"blocks.{layer}.resid_pre"] + difference(model, clean, corrupt, below)
-        new = _projected(model.layers[layer], stream, route)
+        new = _projected(model, model.layers[layer], stream, route)
         per_group = 1 if route == "q" else model.config.n_heads // model.config.kv_heads
         edits.append(replace(f"blocks.{layer}.attn.{route}", new, sorted({h.head // per_group for h in group})))
     return edits
@@ -54,7 +55,7 @@ def difference(
 ) -> Float[Tensor, "batch pos d_model"]:
     """What the senders write in the corrupt run minus what they write in the clean one."""
     total = torch.zeros_like(clean.values["blocks.0.resid_pre"])
-    for layer, group in itertools.groupby(sorted(senders), key=lambda h: h.layer):
+    for layer, group in itertools.groupby(sorted(set(senders)), key=lambda h: h.layer):
         site = f"blocks.{layer}.attn.z"
         heads = [h.head for h in group]
         change = (corrupt[site] - clean.values[site])[:, :, heads]
@@ -62,10 +63,12 @@ def difference(
     return total
 
 
-def _projected(block: Block, stream: Float[Tensor, "batch pos d_model"], route: Route) -> Tensor:
+def _projected(model: Transformer, block: Block, stream: Float[Tensor, "batch pos d_model"], route: Route) -> Tensor:
     """Queries, keys or values (before rotation) that a block computes from a residual stream."""
     attention = block.attn
     normed = block.ln1(stream, NO_TAP, "")
+    if route != "v" and model.config.positions == "shortformer":
+        normed = normed + model.W_pos[: stream.shape[1]]
     weight = {"q": attention.W_Q, "k": attention.W_K, "v": attention.W_V}[route]
     bias = {"q": attention.b_Q, "k": attention.b_K, "v": attention.b_V}[route]
     return torch.einsum("bpm,hmd->bphd", normed, weight) + bias

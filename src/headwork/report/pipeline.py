@@ -150,14 +150,14 @@ def _write_results(path: Path, datasets: Mapping[str, xarray.Dataset]) -> None:
     import xarray
 
     tree = xarray.DataTree.from_dict({f"/{name}": data for name, data in datasets.items()})
-    tree.to_netcdf(path, engine="h5netcdf")
+    path.write_bytes(tree.to_netcdf(engine="h5netcdf"))
 
 
 def _inputs(asked: Finding, planned: Plan, device: str, notes: str | None) -> dict[str, Any]:
     """What the whole reproduction depends on: its runs, all cards, the judging and reporting code, the notes."""
     tasks = planned.tasks()
     return {
-        "runs": {name: address("run", run_inputs(asked, task, device)) for name, task in tasks.items()},
+        "runs": {name: address("run", values) for name, values in run_inputs(asked, tasks, device).items()},
         "networks": {name: task.located.card.to_dict() for name, task in tasks.items()},
         "unavailable": [*planned.unavailable, *(line for f in planned.followups for line in f.unavailable)],
         "card": asked.card.sha256,
@@ -208,12 +208,15 @@ def _environment(device: str) -> dict[str, str]:
 
 
 def _require_folder(out: Path) -> None:
-    """Fail before the work rather than after it."""
+    """Fail before the work rather than after it, and leave no folder behind."""
     if out.exists() and not out.is_dir():
         raise UserError(f"--out is {out}, which is a file; it must be a folder.")
+    missing = [folder for folder in (out, *out.parents) if not folder.exists()]
     with plain_errors(out):
         make_folders(out)
-    if not os.access(out, os.W_OK):
+        for folder in missing:
+            folder.rmdir()
+    if not missing and not os.access(out, os.W_OK):
         raise UserError(f"--out is {out}, where nothing can be written; choose another folder.")
 
 

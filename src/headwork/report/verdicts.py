@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from headwork.report.document import Badge
-from headwork.studies.record import ControlResult, Record
+from headwork.studies.record import ControlResult, Level, Record
 
 SYMBOLS = {
     "reproduced": "✓",
@@ -40,6 +40,15 @@ def expectation(record: Record) -> str:
     if record.verdict == "not reproduced":
         return "This is an expected failure: the network is known to lack the mechanism, and the measurement says so."
     return f"This network was expected to come out as {record.expected}, and did."
+
+
+def level_badge(level: Level) -> Badge:
+    """A follow-up level's verdict; one that fails as the claim predicts is good news too."""
+    if level.expected is None:
+        return Badge(level.verdict)
+    if level.expected != level.verdict:
+        return Badge(level.verdict, f"not as predicted: {level.expected} was expected", "unexpected")
+    return Badge(level.verdict, "as expected", "expected" if level.verdict == "not reproduced" else "")
 
 
 def control_badge(control: ControlResult) -> Badge:

@@ -154,29 +154,33 @@ def _control(name: str, result: RunResult) -> ControlResult:
 
 
 def _followup(card: ClaimCard, planned: PlannedFollowUp, results: Mapping[str, RunResult]) -> FollowUp:
-    levels = [_level(card, level, [results[task.name] for task in level.tasks]) for level in planned.levels]
-    expects = {str(value): verdict for value, verdict in planned.factor.expects.items()}
+    levels = [
+        _level(card, level, [results[task.name] for task in level.tasks]).model_copy(
+            update={"expected": planned.factor.expects[level.value]}
+        )
+        for level in planned.levels
+    ]
     return FollowUp(
         factor=planned.factor.name,
         key=planned.factor.key,
         question=planned.factor.question,
         diff={str(level.value): level.diff for level in planned.levels if level.diff is not None},
         levels=levels,
-        verdict=_as_predicted(levels, expects),
+        verdict=_as_predicted(levels),
         unavailable=list(planned.unavailable),
     )
 
 
-def _as_predicted(levels: Sequence[Level], expects: Mapping[str, str]) -> Verdict:
+def _as_predicted(levels: Sequence[Level]) -> Verdict:
     """*reproduced* where all levels come out as the claim predicts and no seed diverged; else the worst one decides."""
     grades: list[Verdict] = []
     for level in levels:
-        if expects[level.value] == level.verdict:
+        if level.expected == level.verdict:
             diverged = any(verdict.startswith("diverged") for verdict in level.seed_verdicts)
             grades.append("partially reproduced" if diverged else "reproduced")
         elif level.verdict in ("inconclusive", "not attempted"):
             grades.append("inconclusive")
-        elif level.verdict == "partially reproduced" and expects[level.value] == "reproduced":
+        elif level.verdict == "partially reproduced" and level.expected == "reproduced":
             grades.append("partially reproduced")
         else:
             grades.append("not reproduced")
@@ -274,7 +278,7 @@ def _failures(
     followups: Sequence[FollowUp],
     unavailable: Sequence[str],
 ) -> list[str]:
-    lines = [f"{r.model}: {r.decided_by}." for r in results.values() if r.diverged_at is not None]
+    lines = [f"{r.run} ({r.model}): {r.decided_by}." for r in results.values() if r.diverged_at is not None]
     lines += [f"Control {c.name}: {c.verdict}, expected {c.expected}." for c in controls if not c.as_expected]
     lines += [f"{line}." for line in (*unavailable, *(line for f in followups for line in f.unavailable))]
     for followup in followups:

@@ -140,6 +140,7 @@ def _followup(factor: Factor, headline: Task, zoo: Sequence[Located], seeds: int
     baseline = headline.located.card.training.get("settings")
     levels: list[PlannedLevel] = []
     unavailable: list[str] = []
+    short: list[str] = []
     if not isinstance(baseline, Mapping):
         why = f"{factor.name}: the network's card states no training settings of which one could be changed"
         return PlannedFollowUp(factor, (), (why,))
@@ -153,11 +154,13 @@ def _followup(factor: Factor, headline: Task, zoo: Sequence[Located], seeds: int
             )
             continue
         if len(chosen) < seeds:
-            raise UserError(f"--seeds is {seeds}; the zoo has {len(chosen)} of {factor.name} = {value}.")
+            short.append(f"--seeds is {seeds}; the zoo has {len(chosen)} of {factor.name} = {value}.")
         tasks = tuple(Task(f"followup/{one.card.name}", one) for one in chosen)
         is_baseline = value == baseline.get(factor.key)
         changes = {
             require_one_key(baseline, one.card.training["settings"], factor.key) for one in chosen if not is_baseline
         }
         levels.append(PlannedLevel(value, is_baseline, tasks, next(iter(changes), None)))
+    if short and len(levels) > 1:  # with one level there is nothing to compare, and no follow-up
+        raise UserError(short[0])
     return PlannedFollowUp(factor, tuple(levels), tuple(unavailable))

@@ -85,7 +85,7 @@ class ControlResult(_Frozen):
 
 
 class Level(_Frozen):
-    """One value of a follow-up's factor, over its seeds."""
+    """One value of a follow-up's factor, over its seeds; `expected` is what the claim predicts of it."""
 
     value: str
     baseline: bool
@@ -96,6 +96,7 @@ class Level(_Frozen):
     per_seed: dict[str, list[float | None]]
     seeds: list[int]
     seed_verdicts: list[str]
+    expected: Verdict | None = None
 
 
 class FollowUp(_Frozen):

@@ -58,17 +58,19 @@ def settings(finding: Finding) -> dict[str, Any]:
     return dict(finding.settings)
 
 
-def run_inputs(finding: Finding, task: Task, device: str) -> dict[str, Any]:
-    """Everything that can change the result: settings, weights, data, code, precision, libraries, kind of device."""
-    return {
+def run_inputs(finding: Finding, tasks: Mapping[str, Task], device: str) -> dict[str, dict[str, Any]]:
+    """Everything that can change each task's result: settings, weights, data, code, precision, libraries, device."""
+    shared = {
         "finding": finding.id,
         "settings": settings(finding),
-        "network": task.located.identity(),
-        "untrained": task.untrained,
         "dtype": "float32",
         "device": device,
         "code": code_hash([f"{finding.module}.measure", "headwork.studies.runs"]),
         "libraries": library_versions(LIBRARIES),
+    }
+    return {
+        name: {**shared, "network": task.located.identity(), "untrained": task.untrained}
+        for name, task in tasks.items()
     }
 
 
@@ -79,7 +81,7 @@ def execute(
 
     A kill at any moment loses at most the runs in progress. An error or Ctrl-C stops the others at their next step.
     """
-    inputs = {name: run_inputs(finding, task, device) for name, task in tasks.items()}
+    inputs = run_inputs(finding, tasks, device)
     addresses = {name: address("run", values) for name, values in inputs.items()}
     owner = {at: name for name, at in reversed(addresses.items())}
     # In the plan's order: a headline network that is damaged is met first, not after its controls were measured.
@@ -109,12 +111,13 @@ class _Work:
         threads = 1 if workers > 1 else before
         try:
             with ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(threads,)) as pool:
-                self.wait_for(pool, {pool.submit(self.measure, name, *what) for name, what in planned.items()})
+                self.measure_all(pool, planned)
         finally:
             torch.set_num_threads(before)
 
-    def wait_for(self, pool: ThreadPoolExecutor, futures: set[Future[None]]) -> None:
+    def measure_all(self, pool: ThreadPoolExecutor, planned: Mapping[str, tuple[Task, str, dict[str, Any]]]) -> None:
         try:
+            futures: set[Future[None]] = {pool.submit(self.measure, name, *what) for name, what in planned.items()}
             while futures:
                 done, futures = wait(futures, timeout=0.2, return_when=FIRST_COMPLETED)
                 for future in done:
@@ -149,8 +152,10 @@ class _Work:
             "threads": torch.get_num_threads(),
         }
         with self.store.write(at, kind="run", inputs=inputs) as folder:
+            # Made in memory: the HDF5 library reports a full disk by a traceback of its own.
             with _HDF5:
-                measured.dataset.to_netcdf(folder / DATASET, engine="h5netcdf")
+                dataset = bytes(measured.dataset.to_netcdf(engine="h5netcdf"))
+            (folder / DATASET).write_bytes(dataset)
             (folder / SUMMARY).write_text(json.dumps(summary, indent=1, sort_keys=True))
         self.report(name, "stored", 1.0)
 

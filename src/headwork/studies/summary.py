@@ -60,6 +60,7 @@ def _followup(followup: FollowUp) -> dict[str, Any]:
             {
                 "value": level.value,
                 "verdict": level.verdict,
+                "expected": level.expected,
                 "seeds": level.seeds,
                 "seed_verdicts": level.seed_verdicts,
             }

@@ -22,15 +22,16 @@ def judge(claim: SubClaim, values: Mapping[str, np.ndarray], unit: str | None = 
     unit, and v the quantity on which the threshold is set. Then, for a claim that says “above”:
     interval of d not above 0 → not reproduced if it is below 0, or if v's interval is short of a threshold that is more
     than the control, else inconclusive; d above 0 and v's interval past the threshold → reproduced; d above 0
-    otherwise → partially reproduced. Raises ValueError where the values are one for each unit although the claim says
-    that they are exact, or the other way round.
+    otherwise → partially reproduced. A `signed` quantity must be above 0 itself, or the same words apply to that: an
+    effect of the wrong sign is none, however much worse its control is. Raises ValueError where the values are one for
+    each unit although the claim says that they are exact, or the other way round.
     """
     unit = unit or (f"{claim.replicate}s" if claim.replicate else "")
     quantity = values.get(claim.quantity)
     denominators = values.get(claim.ratio_of) if claim.ratio_of else None
     if quantity is None or (claim.ratio_of and denominators is None):
         missing = Estimate(value=None, method="not there to measure")
-        return _result(claim, missing, None, None, "not reproduced", "This network has nothing to measure it on.", True)
+        return _result(claim, missing, None, None, "inconclusive", "This network has nothing to measure it on.", True)
     if (np.ndim(quantity) == 0) != (claim.replicate is None):
         # A mean without its units would pass for a number without uncertainty.
         raise ValueError(
@@ -43,7 +44,7 @@ def judge(claim: SubClaim, values: Mapping[str, np.ndarray], unit: str | None = 
     difference = estimate if null is None else _estimate(quantity - null, None, unit)
     on = difference if claim.threshold_on == "difference" else estimate
     available = claim.null is None or null is not None
-    verdict, why = _decide(difference, on, claim, sign)
+    verdict, why = _decide(estimate, difference, on, claim, sign)
     if not available:
         why = f"No matched control exists here; compared with 0. {why}"
     return _result(claim, estimate, null_estimate, None if null is None else difference, verdict, why, available)
@@ -57,9 +58,23 @@ def _estimate(values: np.ndarray, denominators: np.ndarray | None, unit: str) ->
     return statistics.mean(values, unit)
 
 
-def _decide(difference: Estimate, on: Estimate, claim: SubClaim, sign: float) -> tuple[Verdict, str]:
-    if difference.value is None or on.value is None:
+def _decide(
+    estimate: Estimate, difference: Estimate, on: Estimate, claim: SubClaim, sign: float
+) -> tuple[Verdict, str]:
+    if estimate.value is None or difference.value is None or on.value is None:
         return "inconclusive", "No finite value could be computed."
+    verdict, why = _beyond(difference, on, claim, sign)
+    if claim.signed:
+        low, high = _bounds(estimate, sign)
+        if high <= 0:
+            return "not reproduced", "Its own sign is not the claimed one."
+        if low <= 0 and ORDER.index(verdict) > ORDER.index("inconclusive"):
+            return "inconclusive", "Its own interval spans 0."
+    return verdict, why
+
+
+def _beyond(difference: Estimate, on: Estimate, claim: SubClaim, sign: float) -> tuple[Verdict, str]:
+    """Whether it is past its control and past the threshold."""
     low, high = _bounds(difference, sign)
     past_low, past_high = _bounds(on, sign)
     threshold = sign * claim.threshold

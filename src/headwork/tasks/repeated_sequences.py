@@ -71,7 +71,8 @@ class RepeatedSequences:
 
     `placement`: `scattered` puts the copies at random among random tokens; `adjacent` one right after the other from a
     random start; `fixed` the same from position 0. Tokens are drawn uniformly from `first_token` … `vocab` − 1; with
-    `bos` every sequence starts with that token, counted in `length`.
+    `bos` every sequence starts with that token, counted in `length`. Raises `UserError` where no sequence could be
+    drawn.
     """
 
     vocab: int
@@ -84,14 +85,17 @@ class RepeatedSequences:
 
     def __post_init__(self) -> None:
         if self.placement not in get_args(Placement):
-            raise unknown("placement of repeats", self.placement, get_args(Placement))
+            raise unknown("placement of repeats", str(self.placement), get_args(Placement))
+        for name, value in (("vocab", self.vocab), ("length", self.length), ("first_token", self.first_token)):
+            _check_whole(name, value)
+        if self.bos is not None:
+            _check_whole("bos", self.bos)
         for name, (low, high), least in (("segment", self.segment, 2), ("copies", self.copies, 2)):
             if not least <= low <= high:
                 raise UserError(f"{name} = [{low}, {high}] must be a range that starts at {least} or more.")
-        room = self.length - (self.bos is not None)
-        if self.segment[1] * self.copies[1] > room:
+        if self.segment[1] * self.copies[1] > self.room:
             raise UserError(
-                f"{self.copies[1]} copies of {self.segment[1]} tokens do not fit into sequences of {room} tokens."
+                f"{self.copies[1]} copies of {self.segment[1]} tokens do not fit into sequences of {self.room} tokens."
             )
         if self.vocab - self.first_token < 3:
             raise UserError(f"A vocabulary of {self.vocab - self.first_token} tokens is too small for random segments.")
@@ -102,38 +106,51 @@ class RepeatedSequences:
         return self.first_token, self.vocab
 
     @property
+    def room(self) -> int:
+        """How many tokens of a sequence are drawn: all but the `bos`."""
+        return self.length - (self.bos is not None)
+
+    @property
     def varies(self) -> bool:
         """Whether the distance between copies differs from sequence to sequence."""
-        return self.placement == "scattered" or self.segment[0] != self.segment[1]
+        # Scattered copies that fill the whole sequence stand one right after the other.
+        space = self.room > self.segment[0] * self.copies[0]
+        return self.segment[0] != self.segment[1] or (self.placement == "scattered" and space)
 
     def with_varied_distance(self) -> RepeatedSequences:
         """This distribution, or where its distance is fixed the nearest one in which it is not.
 
-        The longest segment stays; shorter ones, down to a quarter of it, and random places join.
+        The longest segment stays; shorter ones, down to a quarter of it, and random places join. Raises `UserError`
+        where the sequences are too short for that.
         """
         if self.varies:
             return self
         longest = self.segment[1]
-        return dataclasses.replace(self, segment=(max(2, longest // 4), longest), placement="scattered")
+        varied = dataclasses.replace(self, segment=(max(2, longest // 4), longest), placement="scattered")
+        if not varied.varies:
+            raise UserError(
+                f"Sequences of {self.room} tokens are filled by {self.copies[0]} copies of {longest}; for the distance "
+                f"between copies to vary they need {self.room + 1} or more."
+            )
+        return varied
 
     def sample(self, batch: int, generator: torch.Generator) -> RepeatedBatch:
         """`batch` sequences, all randomness from `generator` (on the CPU)."""
         begin = int(self.bos is not None)
-        room = self.length - begin
 
         def uniform(low: int, high: int) -> Int[Tensor, " batch"]:
             return torch.randint(low, high + 1, (batch,), generator=generator)
 
         segment, copies = uniform(*self.segment), uniform(*self.copies)
         most = self.copies[1]
-        spare = room - segment * copies
+        spare = self.room - segment * copies
         starts = self._offsets(spare, copies, generator) + torch.arange(most) * segment[:, None]
         tokens = torch.randint(*self.alphabet, (batch, self.length), generator=generator)
         content = torch.randint(*self.alphabet, (batch, self.segment[1]), generator=generator)
         if self.bos is not None:
             tokens[:, 0] = self.bos
         copy, index = torch.full_like(tokens, -1), torch.full_like(tokens, -1)
-        position = torch.arange(room)
+        position = torch.arange(self.room)
         for number in range(most):
             place = position - starts[:, number, None]
             here = (place >= 0) & (place < segment[:, None]) & (copies[:, None] > number)
@@ -146,7 +163,7 @@ class RepeatedSequences:
     def _offsets(
         self, spare: Int[Tensor, " batch"], copies: Int[Tensor, " batch"], generator: torch.Generator
     ) -> Int[Tensor, "batch copies"]:
-        """How many filler tokens stand before each copy: a sorted draw, so every arrangement is equally likely."""
+        """How many filler tokens stand before each copy: independent uniform draws, sorted."""
         shape = (len(spare), self.copies[1])
         if self.placement == "fixed":
             return torch.zeros(shape, dtype=torch.long)
@@ -172,12 +189,25 @@ class RepeatedSequences:
                 raise unknown("key in the training distribution:", key, names)
         for key in ("segment", "copies"):
             if key in values:
-                value = values[key]
-                values[key] = (value, value) if isinstance(value, int) else tuple(value)
+                values[key] = _as_range(key, values[key])
         missing = [n for n in ("vocab", "length", "segment") if n not in values]
         if missing:
             raise UserError(f"The training distribution lacks {', '.join(missing)}.")
         return cls(**values)
+
+
+def _check_whole(name: str, value: object) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+        raise UserError(f"The training distribution has {name} = {value!r}; it must be a whole number, 0 or more.")
+
+
+def _as_range(name: str, value: Any) -> tuple[int, int]:
+    ends = value if isinstance(value, list | tuple) else (value, value)
+    if len(ends) != 2:
+        raise UserError(f"The training distribution has {name} = {value!r}; it must be one number or two.")
+    for end in ends:
+        _check_whole(name, end)
+    return ends[0], ends[1]
 
 
 def followers(tokens: Int[Tensor, "batch pos"]) -> Bool[Tensor, "batch query key"]:

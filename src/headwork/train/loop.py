@@ -81,7 +81,7 @@ class Training:
         return save(tensors, {"step": str(self.step), "seed": str(self.seed), "settings": _fingerprint(self.recipe)})
 
     def restore(self, blob: bytes, metadata: dict[str, str]) -> None:
-        """Go on from a checkpoint of the same recipe and seed."""
+        """Go on from a checkpoint of the same recipe and seed; KeyError, ValueError, RuntimeError for a damaged one."""
         tensors = load(blob)
         with torch.no_grad():
             for name, parameter in self.model.named_parameters():
@@ -109,11 +109,12 @@ def train(
     one. `progress` is called with the step and the loss. Raises `Diverged`, and `UserError` for a checkpoint of another
     run.
     """
-    flushed = torch.set_flush_denormal(True)
+    flushed_before = _flushes_denormals()
+    torch.set_flush_denormal(True)
     try:
         state = Training.fresh(recipe, seed, device)
         if checkpoint is not None and checkpoint.exists():
-            state.restore(*_read(checkpoint, recipe, seed))
+            _restore(state, checkpoint)
         while state.step < recipe.steps:
             loss = state.advance()
             if progress is not None:
@@ -121,8 +122,9 @@ def train(
             if checkpoint is not None and (state.step % CHECKPOINT_EVERY == 0 or state.step == recipe.steps):
                 write_file(checkpoint, state.to_bytes())
     finally:
-        if flushed:
-            torch.set_flush_denormal(False)
+        torch.set_flush_denormal(flushed_before)
+    if not all(bool(parameter.isfinite().all()) for parameter in state.model.parameters()):
+        raise Diverged(state.step)  # in the last step, after which no loss is computed
     state.model.eval()
     return state
 
@@ -143,7 +145,13 @@ def _fingerprint(recipe: Recipe) -> str:
     return repr(sorted(recipe.settings().items()))
 
 
-def _read(checkpoint: Path, recipe: Recipe, seed: int) -> tuple[bytes, dict[str, str]]:
+def _flushes_denormals() -> bool:
+    """Whether this thread takes numbers too small for full precision as zero; torch can set this, but not say it."""
+    return not bool(torch.tensor(1e-310, dtype=torch.float64) * 1.0)
+
+
+def _restore(state: Training, checkpoint: Path) -> None:
+    recipe, seed = state.recipe, state.seed
     try:
         blob = checkpoint.read_bytes()
         with safetensors.safe_open(checkpoint, "pt") as opened:
@@ -155,4 +163,7 @@ def _read(checkpoint: Path, recipe: Recipe, seed: int) -> tuple[bytes, dict[str,
             f"The checkpoint {checkpoint} is of another recipe or seed than {recipe.name} with seed {seed}; "
             "remove it or choose another --out."
         )
-    return blob, metadata
+    try:
+        state.restore(blob, metadata)
+    except (KeyError, ValueError, RuntimeError) as error:
+        raise UserError(f"The checkpoint {checkpoint} is damaged ({error}); remove it to start anew.") from None

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from headwork.errors import UserError
 from headwork.model.card import ModelCard
@@ -62,7 +64,9 @@ def produce(
         make_folders(workplace)
     sweep_folder(workplace)
     try:
-        folder = model_folder(train(recipe, seed, device=device, checkpoint=checkpoint, progress=progress), out)
+        with _one_thread():
+            state = train(recipe, seed, device=device, checkpoint=checkpoint, progress=progress)
+            folder = model_folder(state, out)
         checkpoint.unlink(missing_ok=True)
     except Diverged:
         checkpoint.unlink(missing_ok=True)  # it leads to the same step again
@@ -71,6 +75,18 @@ def produce(
         with suppress(OSError):  # it holds a checkpoint
             workplace.rmdir()
     return Produced(folder, read_record(folder).card, trained=True)
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Sums then do not depend on the number of threads; and two that wait for each other at every small step can take
+    ten times as long as one, where something else runs on the machine."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _finished(out: Path, recipe: Recipe, seed: int) -> ModelCard | None:

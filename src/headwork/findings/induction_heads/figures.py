@@ -49,12 +49,11 @@ def _circuit(data: xarray.Dataset, heads: Mapping[str, Sequence[str]], summary: 
     layers = sorted({int(h.split(".")[0]) for h in [*found, *senders]})
     named = {name for edge in shown for name in (edge.source, edge.target)} | {"logits"}
     nodes = [draw.CircuitNode("logits", "logits", len(layers), kind="logits")]
-    for role, group in (("induction", found), ("previous token", senders)):
-        nodes.extend(
-            draw.CircuitNode(f"head {h}", h, layers.index(int(h.split(".")[0])), note=role, emphasised=True)
-            for h in group
-            if f"head {h}" in named
-        )
+    for head in dict.fromkeys([*found, *senders]):  # in an untrained network one head may pass for both
+        if f"head {head}" in named:
+            roles = [role for role, group in (("induction", found), ("previous token", senders)) if head in group]
+            layer = layers.index(int(head.split(".")[0]))
+            nodes.append(draw.CircuitNode(f"head {head}", head, layer, note=", ".join(roles), emphasised=True))
     left_out = f" The {len(shown)} largest of {len(edges)} paths are drawn." if len(shown) < len(edges) else ""
     return Figure(
         name="circuit",

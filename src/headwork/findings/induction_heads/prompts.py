@@ -16,12 +16,15 @@ from headwork.methods.head_scores import Looking
 from headwork.model.transformer import Transformer
 from headwork.tasks.repeated_sequences import GENERATOR, RepeatedBatch, RepeatedSequences, followers
 
+# With as few as the discovery sequences the baseline overfits, and a network beats it too easily.
+_BASELINE_SEQUENCES = 512
+
 
 @dataclass(frozen=True)
 class Prompts:
     """Discovery sequences choose heads; held-out ones score them. `replaced` has the earlier copies overwritten.
 
-    `baseline` is the best predictor that copies by distance alone, fitted to the discovery sequences.
+    `baseline` is the best log-linear predictor that copies by distance alone, fitted to sequences of its own.
     """
 
     distribution: RepeatedSequences
@@ -37,14 +40,10 @@ def draw(distribution: RepeatedSequences, discovery: int, held_out: int, seed: i
     generator = torch.Generator().manual_seed(seed)
     chosen = distribution.sample(discovery, generator)
     scored = distribution.sample(held_out, generator)
-    low, high = distribution.alphabet
-    return Prompts(
-        distribution,
-        chosen,
-        scored,
-        scored.with_earlier_copies_replaced(generator, distribution.alphabet),
-        fit_distance_copying(chosen.tokens, chosen.predictable, high - low),
-    )
+    replaced = scored.with_earlier_copies_replaced(generator, distribution.alphabet)
+    fitted_to = distribution.sample(_BASELINE_SEQUENCES, generator)
+    baseline = fit_distance_copying(fitted_to.tokens, fitted_to.predictable, distribution.alphabet)
+    return Prompts(distribution, chosen, scored, replaced, baseline)
 
 
 def distribution_for(model: Transformer) -> tuple[RepeatedSequences, str, Status]:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections import Counter
 
-from headwork.report.document import Badge, Block, Code, Column, Inline, Inlines, Paragraph, Part, Section, Table
+from headwork.report.document import Block, Code, Column, Inline, Inlines, Paragraph, Part, Section, Table
 from headwork.report.material import Material, joined, sentence, strong, words
 from headwork.report.sources import level_id, runs_by_name
+from headwork.report.verdicts import level_badge
 from headwork.studies.record import FollowUp, Level
 
 _QUANTITIES = 3
@@ -28,7 +29,7 @@ def _part(material: Material, followup: FollowUp) -> Part:
 
 
 def _overall(followup: FollowUp) -> Inlines:
-    return words("Outcome: ", strong(followup.verdict), ".") if followup.verdict else ()
+    return words("What the claim predicts of every value: ", strong(followup.verdict), ".")
 
 
 def _levels(material: Material, followup: FollowUp) -> Table:
@@ -62,7 +63,7 @@ def _row(material: Material, followup: FollowUp, level: Level, quantities: list[
         _change(followup, level),
         *(material.estimate(level.estimates.get(name), source, marked=False) for name in quantities),
         _seeds(material, level, source),
-        (Badge(level.verdict),),
+        (level_badge(level),),
     )
 
 

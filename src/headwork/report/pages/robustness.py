@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 from headwork.report import numbers
 from headwork.report.document import (
     Badge,
@@ -21,7 +19,7 @@ from headwork.report.document import (
     Table,
 )
 from headwork.report.material import Material, beside, sentence, strong, words
-from headwork.report.sources import HEADLINE, RECORD, control_id, level_id
+from headwork.report.sources import HEADLINE, RECORD, control_id
 from headwork.report.verdicts import control_badge
 from headwork.studies.record import GridCell
 
@@ -82,21 +80,12 @@ def _controls(material: Material) -> Table:
 
 
 def _failures(material: Material) -> tuple[Block, ...]:
-    items: list[Inlines] = [*_diverged(material)]
-    items += [words(sentence(failure), material.value("", RECORD)) for failure in material.record.failures]
-    items += [words(sentence(note), material.value("", HEADLINE)) for note in material.record.headline.notes]
+    record = material.record
+    items = [words(sentence(failure), material.value("", RECORD)) for failure in record.failures]
+    items += [words(sentence(note), material.value("", HEADLINE)) for note in record.headline.notes]
     if not items:
         return (Paragraph(words("Nothing failed, and no network diverged.")),)
     return (Listing(tuple((Paragraph(item),) for item in items)),)
-
-
-def _diverged(material: Material) -> Iterator[Inlines]:
-    record = material.record
-    levels = {name: level_id(f, level) for f in record.followups for level in f.levels for name in level.runs}
-    for run in record.runs:
-        if run.diverged_at is not None:
-            source = levels.get(run.run, RECORD)
-            yield words(f"{run.run} diverged at step ", material.count(run.diverged_at, source), "; it is not dropped.")
 
 
 def _compute(material: Material) -> Part:

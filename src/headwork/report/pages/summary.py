@@ -97,7 +97,8 @@ def _followups(material: Material) -> Iterator[Inlines]:
             )
             for level in followup.levels
         )
-        yield words(f"With only the {followup.factor} changed: ", *levels, ".")
+        end = ", as the claim predicts." if followup.verdict == "reproduced" else "."
+        yield words(f"With only the {followup.factor} changed: ", *levels, end)
     diverged = [run for run in record.runs if run.diverged_at is not None]
     if diverged:
         many = plural(len(diverged), "trained network")
@@ -143,7 +144,8 @@ def _subclaims(material: Material) -> Table:
 def _row(material: Material, claim: ClaimResult) -> tuple[Inlines, ...]:
     mark = "● " if claim.central else "○ "
     # A control of zero by definition has no estimate: its meaning says so.
-    null = material.estimate(claim.null, marked=False) if claim.null is not None else words(claim.null_meaning or "–")
+    meaning = claim.null_meaning if claim.control_available else f"unavailable, so 0: {claim.null_meaning}"
+    null = material.estimate(claim.null, marked=False) if claim.null is not None else words(meaning or "–")
     return (
         words(mark, strong(claim.id), f" {sentence(claim.statement)}"),
         paper(claim),

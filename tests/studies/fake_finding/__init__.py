@@ -1,0 +1,1 @@
+"""A finding for tests: its numbers come from one weight of the network, in milliseconds."""
