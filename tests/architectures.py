@@ -17,6 +17,10 @@ _RELU = {"d_mlp": 6, "activation": "relu"}
 _NEOX = {"positions": "rotary", "rotary_dim": 2, "norm": "layernorm", "activation": "gelu", "parallel": True}
 _LLAMA = {"positions": "rotary", "rotary_style": "adjacent", "norm": "rmsnorm", "activation": "silu", "gated_mlp": True}
 
+_NEO = {"norm": "layernorm", "out_bias": True, "mlp_bias": True, "attention_scale": 1.0, "window": 2}
+_QWEN = _LLAMA | {"rotary_style": "half", "d_mlp": 10, "n_heads": 4, "n_kv_heads": 2}
+_LLAMA3 = {"rotary_factor": 8.0, "rotary_trained_ctx": 16, "rotary_base": 100.0}
+
 _VARIANTS: dict[str, dict] = {
     "attention-only-rotary-half": {"positions": "rotary"},
     "attention-only-rotary-adjacent": {"positions": "rotary", "rotary_style": "adjacent", "rotary_base": 50.0},
@@ -27,6 +31,16 @@ _VARIANTS: dict[str, dict] = {
     "causal-pad": {"pad_token": 0, **_RELU},
     "neox": {"d_mlp": 12, **_NEOX, **_BIASES},
     "llama": {"d_mlp": 10, "n_heads": 4, "n_kv_heads": 2, **_LLAMA},
+    "neo": {"d_mlp": 12, "n_layers": 3, "local_layers": (1,), "tied": True, **_NEO},
+    "qwen2": {"qkv_bias": True, "tied": True, **_QWEN},
+    "qwen3": {"qk_norm": True, **_QWEN, **_LLAMA3},
+    "head-norm-learned": {"qk_norm": True, "norm": "layernorm", "d_mlp": 6},
+    "llama3": {"d_mlp": 10, "d_head": 8, **_LLAMA, **_LLAMA3},
+    "all-local": {"positions": "none", "window": 3, "local_layers": (0, 1), **_RELU},
+    "bidirectional-local-pad": {"causal": False, "pad_token": 0, "window": 2, "local_layers": (1,), **_RELU},
+    "solu": {"d_mlp": 12, "activation": "solu", "norm": "layernorm", **_BIASES},
+    "solu-ln": {"d_mlp": 12, "activation": "solu_ln", "norm": "layernorm", "norm_eps": 0.1, **_BIASES},
+    "solu-ln-parallel": {"d_mlp": 12, "activation": "solu_ln", "parallel": True},
     "one-kv-head": {"positions": "none", "n_heads": 3, "n_kv_heads": 1, "d_mlp": 5, "attention_scale": 1.0},
     "shortformer": {"positions": "shortformer", "norm": "layernorm", "qkv_bias": True},
     "shortformer-mlp": {"positions": "shortformer", "norm": "rmsnorm", "d_mlp": 6},

@@ -6,6 +6,7 @@ Nothing here uses the package: these are the oracles of the converters.
 from __future__ import annotations
 
 import math
+import struct
 from collections.abc import Callable
 
 import torch
@@ -19,6 +20,7 @@ ACTIVATIONS: dict[str, Activation] = {
     "gelu": lambda x: 0.5 * x * (1 + torch.erf(x / math.sqrt(2))),
     "gelu_new": lambda x: 0.5 * x * (1 + torch.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))),
     "silu": lambda x: x / (1 + torch.exp(-x)),
+    "solu": lambda x: x * torch.exp(x) / torch.exp(x).sum(-1, keepdim=True),
 }
 
 
@@ -33,12 +35,13 @@ def layer_norm(x: Tensor, w: Tensor | float, b: Tensor | float, eps: float) -> T
     return x / torch.sqrt((x**2).mean(-1, keepdim=True) + eps) * w + b
 
 
-def attention(q: Tensor, k: Tensor, v: Tensor, divisor: float, causal: bool) -> Tensor:
-    """Each of `[batch, pos, head, d_head]`."""
+def attention(q: Tensor, k: Tensor, v: Tensor, divisor: float, causal: bool, window: int = 1000) -> Tensor:
+    """Each of `[batch, pos, head, d_head]`; a query sees the last `window` keys."""
     scores = torch.einsum("bqhd,bkhd->bhqk", q, k) / divisor
     if causal:
         length = scores.shape[-1]
-        scores = scores.masked_fill(torch.ones(length, length).triu(1).bool(), -math.inf)
+        hidden = torch.ones(length, length).triu(1) + torch.ones(length, length).tril(-window)
+        scores = scores.masked_fill(hidden.bool(), -math.inf)
     return torch.einsum("bhqk,bkhd->bqhd", scores.softmax(-1), v)
 
 
@@ -56,6 +59,8 @@ def lens_state(
     ctx: int = 7,
     mlp: int = 0,
     gated: bool = False,
+    neuron_norm: bool = False,
+    qk_norm: bool = False,
     norm: str | None = None,
     kv: int | None = None,
     table: bool = True,
@@ -73,11 +78,15 @@ def lens_state(
         for which in "KV":
             shapes |= {f"{a}.{mark}W_{which}": (kv_heads, d, d_head), f"{a}.{mark}b_{which}": (kv_heads, d_head)}
         shapes |= {f"{a}.W_O": (heads, d_head, d), f"{a}.b_O": (d,)}
+        if qk_norm:
+            shapes |= {f"{a}.q_norm.w": (d_head,), f"{a}.k_norm.w": (d_head,)}
         if mlp:
             m = f"blocks.{layer}.mlp"
             shapes |= {f"{m}.W_in": (d, mlp), f"{m}.b_in": (mlp,), f"{m}.W_out": (mlp, d), f"{m}.b_out": (d,)}
             if gated:
                 shapes[f"{m}.W_gate"] = (d, mlp)
+            if neuron_norm:
+                shapes |= {f"{m}.ln.w": (mlp,), f"{m}.ln.b": (mlp,)}
     if norm:
         places = [f"blocks.{layer}.ln{n}" for layer in range(layers) for n in ((1, 2) if mlp else (1,))]
         for place in [*places, "ln_final"]:
@@ -110,6 +119,7 @@ def lens_logits(
     parallel: bool = False,
     rotary: tuple[int, float, bool] | None = None,
     divisor: float | None = None,
+    windows: tuple[int, ...] = (),
 ) -> Tensor:
     def normed(x: Tensor, place: str) -> Tensor:
         w = state.get(f"{place}.w", torch.ones(1, dtype=torch.float64))
@@ -133,10 +143,15 @@ def lens_logits(
             + state[f"{a}.{mark}b_{which}"]
             for which, mark in marks.items()
         )
+        if f"{a}.q_norm.w" in state:
+            q, k = (
+                t / torch.sqrt((t**2).mean(-1, keepdim=True) + eps) * state[f"{a}.{which}_norm.w"]
+                for t, which in ((q, "q"), (k, "k"))
+            )
         if rotary:
             q, k = turned(q, *rotary), turned(k, *rotary)
         k, v = (t.repeat_interleave(q.shape[2] // t.shape[2], 2) for t in (k, v))
-        z = attention(q, k, v, divisor or math.sqrt(q.shape[-1]), causal)
+        z = attention(q, k, v, divisor or math.sqrt(q.shape[-1]), causal, windows[layer] if windows else length)
         attn_out = torch.einsum("bphe,hed->bpd", z, state[f"{a}.W_O"]) + state[f"{a}.b_O"]
         middle = x if parallel else x + attn_out
         if f"{m}.W_in" in state:
@@ -144,7 +159,9 @@ def lens_logits(
             if f"{m}.W_gate" in state:
                 post = ACTIVATIONS[act](y @ state[f"{m}.W_gate"]) * (y @ state[f"{m}.W_in"]) + state[f"{m}.b_in"]
             else:
-                post = ACTIVATIONS[act](y @ state[f"{m}.W_in"] + state[f"{m}.b_in"])
+                post = ACTIVATIONS[act.removesuffix("_ln")](y @ state[f"{m}.W_in"] + state[f"{m}.b_in"])
+            if act.endswith("_ln"):
+                post = layer_norm(post, state.get(f"{m}.ln.w", 1.0), state.get(f"{m}.ln.b", 0.0), eps)
             middle = middle + post @ state[f"{m}.W_out"] + state[f"{m}.b_out"]
         x = middle + attn_out if parallel else middle
     return normed(x, "ln_final") @ state["unembed.W_U"] + state["unembed.b_U"]
@@ -236,3 +253,58 @@ def gpt2_logits(state: State, tokens: Tensor, heads: int = 2, eps: float = 1e-3,
         x = x + linear(attention(q, k, v, math.sqrt(q.shape[-1]), causal=True).flatten(2), f"{h}.attn.c_proj")
         x = x + linear(ACTIVATIONS[act](linear(normed(x, f"{h}.ln_2"), f"{h}.mlp.c_fc")), f"{h}.mlp.c_proj")
     return normed(x, "ln_f") @ state.get("lm_head.weight", state["wte.weight"]).T
+
+
+# --- llama2.c --------------------------------------------------------------------------------------------------------
+
+LLAMA2C_ARGS = {
+    "dim": 12,
+    "hidden_dim": 10,
+    "n_layers": 2,
+    "n_heads": 6,
+    "n_kv_heads": 3,
+    "vocab_size": 11,
+    "max_seq_len": 7,
+}
+
+
+def llama2c_state(*, tied: bool = True, seed: int = 0) -> State:
+    """The state dict of llama2.c's `.pt` checkpoint."""
+    d, wide, vocab, kv = 12, 10, 11, 6
+    shapes: dict[str, tuple[int, ...]] = {"tok_embeddings.weight": (vocab, d)}
+    for layer in range(2):
+        a, f = f"layers.{layer}.attention", f"layers.{layer}.feed_forward"
+        shapes |= {f"{a}.wq.weight": (d, d), f"{a}.wk.weight": (kv, d), f"{a}.wv.weight": (kv, d)}
+        shapes |= {f"{a}.wo.weight": (d, d), f"{f}.w1.weight": (wide, d), f"{f}.w2.weight": (d, wide)}
+        shapes |= {f"{f}.w3.weight": (wide, d), f"{a}_norm.weight": (d,), f"layers.{layer}.ffn_norm.weight": (d,)}
+    state = draw(shapes | {"norm.weight": (d,), "output.weight": (vocab, d)}, seed)
+    return state | ({"output.weight": state["tok_embeddings.weight"].clone()} if tied else {})
+
+
+def llama2c_bin(state: State, tied: bool = True) -> bytes:
+    """The `.bin` export of such a state dict: kind by kind, in float32, with rotary tables of zeros."""
+    args = LLAMA2C_ARGS | {"vocab_size": 11 if tied else -11}
+    kinds = ["attention_norm", "attention.wq", "attention.wk", "attention.wv", "attention.wo", "ffn_norm"]
+    kinds += ["feed_forward.w1", "feed_forward.w2", "feed_forward.w3"]
+    parts = [state["tok_embeddings.weight"]]
+    parts += [state[f"layers.{layer}.{kind}.weight"] for kind in kinds for layer in range(2)]
+    parts += [state["norm.weight"], torch.zeros(2, 7, 1), *([] if tied else [state["output.weight"]])]
+    return struct.pack("<7i", *args.values()) + b"".join(part.float().numpy().tobytes() for part in parts)
+
+
+def llama2c_logits(state: State, tokens: Tensor) -> Tensor:
+    def rms(x: Tensor, name: str) -> Tensor:
+        return x / torch.sqrt((x**2).mean(-1, keepdim=True) + 1e-5) * state[f"{name}.weight"]
+
+    x = state["tok_embeddings.weight"][tokens]
+    for layer in range(2):
+        a, f = f"layers.{layer}.attention", f"layers.{layer}.feed_forward"
+        y = rms(x, f"{a}_norm")
+        q, k, v = ((y @ state[f"{a}.w{which}.weight"].T).unflatten(-1, (-1, 2)) for which in "qkv")
+        q, k = (turned(t, 2, 10000.0, adjacent=True) for t in (q, k))
+        k, v = (t.repeat_interleave(2, 2) for t in (k, v))
+        x = x + attention(q, k, v, math.sqrt(2), causal=True).flatten(2) @ state[f"{a}.wo.weight"].T
+        y = rms(x, f"layers.{layer}.ffn_norm")
+        post = ACTIVATIONS["silu"](y @ state[f"{f}.w1.weight"].T) * (y @ state[f"{f}.w3.weight"].T)
+        x = x + post @ state[f"{f}.w2.weight"].T
+    return rms(x, "norm") @ state["output.weight"].T

@@ -50,7 +50,7 @@ def _block(
     found = {"resid_pre": torch.stack(stream)}
     normed, sites = _normed(c, block.ln1, stream)
     found |= {f"ln1.{name}": value for name, value in sites.items()}
-    sites, attn_out = _attention(c, block.attn, normed, places, tokens)
+    sites, attn_out = _attention(c, block.attn, normed, places, tokens, block.layer)
     found |= {f"attn.{name}": value for name, value in sites.items()}
     found["attn_out"] = torch.stack(attn_out)
     after = [x + a for x, a in zip(stream, attn_out)]
@@ -74,19 +74,20 @@ def _normed(
     if c.norm == "none":
         return stream, {}
     assert isinstance(norm, Norm)
-    outputs, scales = [], []
-    for x in stream:
-        mean = sum(x.tolist()) / c.d_model if c.norm == "layernorm" else 0.0
-        variance = sum((value - mean) ** 2 for value in x.tolist()) / c.d_model
-        divisor = math.sqrt(variance + c.norm_eps)
-        scales.append(torch.tensor([divisor], dtype=x.dtype))
-        out = (x - mean) / divisor * norm.w
-        outputs.append(out if norm.b is None else out + norm.b)
-    return outputs, {"scale": torch.stack(scales), "normalized": torch.stack(outputs)}
+    outputs, scales = zip(*(_norm_of(x, norm.w, norm.b, c.norm_eps, c.norm == "layernorm") for x in stream))
+    return list(outputs), {"scale": torch.stack(scales), "normalized": torch.stack(outputs)}
+
+
+def _norm_of(x: Tensor, w: Tensor, b: Tensor | None, eps: float, centred: bool) -> tuple[Tensor, Tensor]:
+    mean = sum(x.tolist()) / len(x) if centred else 0.0
+    variance = sum((value - mean) ** 2 for value in x.tolist()) / len(x)
+    divisor = math.sqrt(variance + eps)
+    out = (x - mean) / divisor * w
+    return (out if b is None else out + b), torch.tensor([divisor], dtype=x.dtype)
 
 
 def _attention(
-    c: TransformerConfig, attn: Attention, normed: list[Tensor], places: list[Tensor], tokens: list[int]
+    c: TransformerConfig, attn: Attention, normed: list[Tensor], places: list[Tensor], tokens: list[int], layer: int
 ) -> tuple[dict[str, Tensor], list[Tensor]]:
     length, shared = len(tokens), c.n_heads // (c.n_kv_heads or c.n_heads)
     kv_heads = c.n_heads // shared
@@ -95,6 +96,12 @@ def _attention(
     k = [[read[p] @ attn.W_K[h] + attn.b_K[h] for h in range(kv_heads)] for p in range(length)]
     v = [[normed[p] @ attn.W_V[h] + attn.b_V[h] for h in range(kv_heads)] for p in range(length)]
     found = {"q": _grid(q), "k": _grid(k), "v": _grid(v)}
+    if c.qk_norm:
+        for which, heads, norm in (("q", q, attn.q_norm), ("k", k, attn.k_norm)):
+            both = [[_norm_of(x, norm.w, None, c.norm_eps, False) for x in row] for row in heads]
+            heads[:] = [[out for out, _ in row] for row in both]
+            found[f"{which}_norm.scale"] = _grid([[scale for _, scale in row] for row in both])
+            found[f"{which}_norm.normalized"] = _grid(heads)
     if c.positions == "rotary":
         q = [[_turned(c, x, p) for x in row] for p, row in enumerate(q)]
         k = [[_turned(c, x, p) for x in row] for p, row in enumerate(k)]
@@ -105,7 +112,7 @@ def _attention(
     z = [[torch.zeros(c.d_head, dtype=normed[0].dtype) for _ in range(c.n_heads)] for _ in range(length)]
     for h in range(c.n_heads):
         for query in range(length):
-            seen = [key for key in range(length) if _sees(c, tokens, query, key)]
+            seen = [key for key in range(length) if _sees(c, tokens, query, key, layer)]
             for key in seen:
                 scores[h, query, key] = sum((q[query][h] * k[key][h // shared]).tolist()) * factor
             total = sum(math.exp(scores[h, query, key]) for key in seen)
@@ -119,7 +126,9 @@ def _attention(
     return found, [torch.stack(row).sum(0) + bias for row in result]
 
 
-def _sees(c: TransformerConfig, tokens: list[int], query: int, key: int) -> bool:
+def _sees(c: TransformerConfig, tokens: list[int], query: int, key: int, layer: int) -> bool:
+    if layer in c.local_layers and c.window is not None and abs(query - key) >= c.window:
+        return False
     return (key <= query or not c.causal) and (c.pad_token is None or tokens[key] != c.pad_token)
 
 
@@ -128,21 +137,39 @@ def _turned(c: TransformerConfig, x: Tensor, position: int) -> Tensor:
     out = x.clone()
     for i in range(r // 2):
         a, b = (i, i + r // 2) if c.rotary_style == "half" else (2 * i, 2 * i + 1)
-        angle = position / c.rotary_base ** (2 * i / r)
+        angle = position * _frequency(c, c.rotary_base ** (-2 * i / r))
         out[a] = x[a] * math.cos(angle) - x[b] * math.sin(angle)
         out[b] = x[a] * math.sin(angle) + x[b] * math.cos(angle)
     return out
 
 
+def _frequency(c: TransformerConfig, plain: float) -> float:
+    """Llama 3.1's rule, by wavelength: long waves are stretched, short ones kept, those between interpolated."""
+    if c.rotary_factor is None:
+        return plain
+    wavelength = 2 * math.pi / plain
+    longest, shortest = c.rotary_trained_ctx / c.rotary_low_factor, c.rotary_trained_ctx / c.rotary_high_factor
+    if wavelength > longest:
+        return plain / c.rotary_factor
+    if wavelength < shortest:
+        return plain
+    smooth = (c.rotary_trained_ctx / wavelength - c.rotary_low_factor) / (c.rotary_high_factor - c.rotary_low_factor)
+    return (1 - smooth) * plain / c.rotary_factor + smooth * plain
+
+
 def _mlp(c: TransformerConfig, block: Block, normed: list[Tensor]) -> tuple[dict[str, Tensor], list[Tensor]]:
     inward, outward = block.mlp.inward, block.mlp.outward
     pre = [_affine(inward, x)[: c.d_mlp] for x in normed]
-    post = [torch.tensor([_activation(c, value) for value in x.tolist()], dtype=x.dtype) for x in pre]
+    post = [torch.tensor([_activation(c, value, x.tolist()) for value in x.tolist()], dtype=x.dtype) for x in pre]
     found = {"pre": torch.stack(pre)}
     if c.gated_mlp:
         linear = [_affine(inward, x)[c.d_mlp :] for x in normed]
         post = [gate * x for gate, x in zip(post, linear)]
         found["pre_linear"] = torch.stack(linear)
+    if c.activation == "solu_ln":
+        found["mid"] = torch.stack(post)
+        post, scales = zip(*(_norm_of(x, block.mlp.ln.w, block.mlp.ln.b, c.norm_eps, True) for x in post))
+        found |= {"ln.scale": torch.stack(scales), "ln.normalized": torch.stack(post)}
     found["post"] = torch.stack(post)
     return found, [_affine(outward, x) for x in post]
 
@@ -152,7 +179,9 @@ def _affine(linear: torch.nn.Linear, x: Tensor) -> Tensor:
     return out if linear.bias is None else out + linear.bias
 
 
-def _activation(c: TransformerConfig, x: float) -> float:
+def _activation(c: TransformerConfig, x: float, all_neurons: list[float]) -> float:
+    if c.activation in ("solu", "solu_ln"):
+        return x * math.exp(x) / sum(map(math.exp, all_neurons))
     if c.activation == "relu":
         return max(x, 0.0)
     if c.activation == "silu":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from typing import Any
 
@@ -19,7 +20,7 @@ def test_reading_what_was_written_gives_the_same_configuration(name: str) -> Non
     config = ARCHITECTURES[name]
     written = config.to_dict()
     assert TransformerConfig.from_dict(written) == config
-    assert all(value is None or isinstance(value, str | int | float | bool) for value in written.values())
+    assert json.loads(json.dumps(written)) == written
 
 
 def test_only_what_differs_from_the_defaults_is_written() -> None:
@@ -72,6 +73,22 @@ def test_derived_sizes() -> None:
         ({"pad_token": 11}, "pad_token = 11; it must be below d_vocab = 11"),
         ({"pad_token": -1}, "pad_token = -1"),
         ({"pad_token": 1.0}, "pad_token = 1.0"),
+        ({"window": 0}, "window = 0; it must be a whole number, 1 or more"),
+        ({"local_layers": [0]}, "window = None; it must be stated where there are local_layers"),
+        ({"local_layers": [2], "window": 4}, "local_layers = (2,); it must be below n_layers = 2"),
+        ({"local_layers": [1, 0], "window": 4}, "local_layers = (1, 0); it must be a list of layers, each once"),
+        ({"local_layers": [0, 0], "window": 4}, "local_layers = (0, 0)"),
+        ({"local_layers": [-1], "window": 4}, "local_layers = (-1,)"),
+        ({"local_layers": ["0"], "window": 4}, "local_layers = ('0',)"),
+        ({"local_layers": 1, "window": 4}, "local_layers = 1"),
+        ({"rotary_factor": 0}, "rotary_factor = 0; it must be a number above 0, or left out"),
+        ({"rotary_trained_ctx": 0}, "rotary_trained_ctx = 0"),
+        ({"rotary_low_factor": 4.0}, "rotary_high_factor = 4.0; it must be above rotary_low_factor = 4.0"),
+        ({"qk_norm": 1}, "qk_norm = 1; it must be true or false"),
+        (
+            {"activation": "solu_ln", "gated_mlp": True},
+            "gated_mlp = True; it must be false where",
+        ),
         ({"causal": "yes"}, "causal = 'yes'; it must be true or false"),
         ({"gated_mlp": 1}, "gated_mlp = 1"),
     ],

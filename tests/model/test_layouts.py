@@ -78,6 +78,34 @@ LENS: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, Any]]] = {
         {"act_fn": "silu"},
         {"norm": "RMS", "act": "silu", "rotary": (4, 10000.0, False)},
     ),
+    "solu": ({"mlp": 12, "norm": "LN"}, {"act_fn": "solu"}, {"act": "solu", "norm": "LN"}),
+    "solu-ln": (
+        {"mlp": 12, "norm": "LN", "neuron_norm": True},
+        {"act_fn": "solu_ln", "eps": 0.1},
+        {"act": "solu_ln", "norm": "LN", "eps": 0.1},
+    ),
+    "solu-ln-unstated": ({"mlp": 12, "norm": "LN", "neuron_norm": True}, {}, {"act": "solu_ln", "norm": "LN"}),
+    "solu-ln-folded": (
+        {"mlp": 12},
+        {"act_fn": "solu_ln", "normalization_type": "LNPre"},
+        {"act": "solu_ln", "norm": "LNPre"},
+    ),
+    "older-names": (
+        {"norm": "LN"},
+        {"normalization": "LN", "shortformer_pos": True},
+        {"norm": "LN", "shortformer": True},
+    ),
+    "older-names-standard": ({}, {"normalization": None, "shortformer_pos": False}, {}),
+    "local": (
+        {"layers": 3},
+        {"use_local_attn": True, "window_size": 2, "attn_types": ["global", "local", "global", "local"]},
+        {"windows": (9, 2, 9)},
+    ),
+    "qwen3": (
+        {"table": False, "norm": "RMS", "qk_norm": True, "rotary": (4, 10000.0, False)},
+        {"final_rms": True, "use_qk_norm": True},
+        {"norm": "RMS", "rotary": (4, 10000.0, False)},
+    ),
     "no-positions": ({"table": False}, {}, {}),
     "our-names": (
         {"mlp": 12, "norm": "LN"},
@@ -166,11 +194,22 @@ Change = Callable[[dict[str, Any]], object]
         (lambda s: s.update(epoch=3), {}, r"has epoch, a int, where tensors belong"),
         (lambda s: s.clear(), {}, r"lacks the tensor embed\.W_E; it holds none"),
         (lambda s: None, {"d_model": 16}, r"says d_model = 16, but its tensors have 8"),
-        (lambda s: None, {"act_fn": "solu_ln"}, r"Unknown act_fn in the checkpoint's configuration: 'solu_ln'"),
+        (lambda s: None, {"act_fn": "selu"}, r"Unknown act_fn in the checkpoint's configuration: 'selu'"),
+        (
+            lambda s: s.update({"blocks.0.mlp.ln.w": torch.ones(12)}),
+            {"act_fn": "relu"},
+            r"no place for: blocks\.0\.mlp\.ln",
+        ),
         (lambda s: None, {"normalization_type": "BN"}, r"Unknown normalization_type .* 'BN'"),
         (lambda s: None, {"attention_dir": "casual"}, r"Unknown attention_dir .* 'casual': .* causal"),
         (lambda s: None, {"positional_embedding_type": "alibi"}, r"Unknown positional_embedding_type .* 'alibi'"),
-        (lambda s: None, {"use_local_attn": True}, r"use_local_attn = True, which is not supported"),
+        (
+            lambda s: None,
+            {"use_local_attn": True, "attn_types": ["local"]},
+            r"attn_types = \['local'\]; one of 'global'",
+        ),
+        (lambda s: None, {"final_rms": True}, r"final_rms = True, which is not supported"),
+        (lambda s: None, {"num_experts": 8}, r"num_experts = 8, which is not supported"),
         (lambda s: None, {"eps": "small"}, r"norm_eps = 'small'; it must be a number"),
         (lambda s: None, {"attn_scale": "big"}, r"attn_scale = 'big'"),
         (lambda s: None, {"attn_scale": 0}, r"attn_scale = 0"),
@@ -398,7 +437,7 @@ def test_what_is_no_checkpoint_is_refused(tmp_path: Path) -> None:
         import_checkpoint(tmp_path / "nowhere.pt", "nanda", tmp_path / "ours")
     with pytest.raises(UserError, match=r"Unknown checkpoint layout 'nada': .* nanda"):
         import_checkpoint(tmp_path / "list.pt", "nada", tmp_path / "ours")
-    with pytest.raises(UserError, match=r"has no weights: neither model\.safetensors nor pytorch_model\.bin"):
+    with pytest.raises(UserError, match=r"has no weights: neither model\.safetensors nor .* nor pytorch_model"):
         import_checkpoint(tmp_path, "gpt2", tmp_path / "ours")
     torch.save({"model": foreign.nanda_state()}, tmp_path / "good.pt")
     with pytest.raises(UserError, match=r"There is no file .*settings\.json"):

@@ -18,6 +18,10 @@ def test_each_architecture_has_the_sites_of_its_parts() -> None:
     assert "blocks.0.resid_mid" not in sites(NEOX), "a parallel block has no middle"
     assert "blocks.1.attn.rot_q" in sites(NEOX)
     assert "pos_embed" not in sites(NEOX)
+    assert "blocks.1.attn.q_norm.scale" in sites(ARCHITECTURES["qwen3"])
+    assert "blocks.1.mlp.mid" in sites(ARCHITECTURES["solu-ln"])
+    assert not [name for name in sites(GPT2) if "_norm" in name or ".mlp.ln" in name or ".mlp.mid" in name]
+    assert "blocks.0.mlp.mid" not in sites(ARCHITECTURES["solu"])
     attention_only = sites(ARCHITECTURES["attention-only-rotary-half"])
     assert not [name for name in attention_only if "mlp" in name or "ln" in name or name.endswith("resid_mid")]
     empty = ["embed", "pos_embed", "ln_final.scale", "ln_final.normalized", "logits"]
@@ -54,6 +58,12 @@ def test_every_site_is_described() -> None:
 )
 def test_aliases_and_patterns(asked: str, expected: list[str]) -> None:
     assert resolve(GPT2, asked) == expected
+
+
+def test_aliases_of_the_inner_norms() -> None:
+    assert resolve(ARCHITECTURES["solu-ln"], "blocks.1.mlp.ln.hook_scale") == ["blocks.1.mlp.ln.scale"]
+    assert resolve(ARCHITECTURES["solu-ln"], "blocks.1.mlp.hook_mid") == ["blocks.1.mlp.mid"]
+    assert resolve(ARCHITECTURES["qwen3"], "blocks.0.attn.q_norm.hook_scale") == ["blocks.0.attn.q_norm.scale"]
 
 
 def test_the_order_asked_for_is_kept_and_nothing_doubled() -> None:

@@ -3,24 +3,28 @@
 from __future__ import annotations
 
 import dataclasses
+import fnmatch
 import json
 import logging
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import huggingface_hub
 import pooch
 import pytest
 import torch
 from huggingface_hub.errors import LocalEntryNotFoundError, RepositoryNotFoundError
+from safetensors.torch import save as to_bytes
 from safetensors.torch import save_file
 from tests import foreign
 from tests.architectures import network, prompts
 
 from headwork.errors import UserError
 from headwork.model import artifacts, sources
+from headwork.model import shards as shards_index
 from headwork.model.card import ModelCard
 from headwork.model.checkpoints import save
 from headwork.model.files import sha256_of
@@ -232,7 +236,9 @@ def test_the_table_of_artefacts_is_complete() -> None:
         assert entry.id == name
         assert len(entry.sha256) == 64
         assert entry.url.startswith(f"https://raw.githubusercontent.com/{entry.repo}/{entry.commit}/")
-        assert all(getattr(entry, field.name) for field in dataclasses.fields(entry) if field.name != "config")
+        optional = {"config", "tokenizer"}
+        assert all(getattr(entry, field.name) for field in dataclasses.fields(entry) if field.name not in optional)
+        assert set(entry.tokenizer) in (set(), {"path", "file", "sha256"})
 
 
 @pytest.mark.artifacts
@@ -267,9 +273,9 @@ class Hub:
         if repo not in self.repos:
             raise not_found()
         folder.mkdir(parents=True, exist_ok=True)
-        for name in allow_patterns:
-            if name in self.repos[repo]:
-                (folder / name).write_bytes(self.repos[repo][name])
+        for name, content in self.repos[repo].items():
+            if any(fnmatch.fnmatch(name, pattern) for pattern in allow_patterns):
+                (folder / name).write_bytes(content)
         return str(folder)
 
 
@@ -293,12 +299,25 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Hub:
         "org/old": {"config.json": config, "pytorch_model.bin": pickled},
         "org/other": {"config.json": b'{"model_type": "bert"}', "model.safetensors": safe},
         "org/empty": {"config.json": config},
+        "org/shards": {"config.json": config, **shards(foreign.gpt2_state())},
+    }
+    found.repos["org/torn"] = {name: data for name, data in found.repos["org/shards"].items() if "00002" not in name}
+    found.repos["org/twice"] = found.repos["org/shards"] | {
+        "model-00002-of-00003.safetensors": found.repos["org/shards"]["model-00001-of-00003.safetensors"]
     }
     monkeypatch.setattr(huggingface_hub, "snapshot_download", found.snapshot_download)
     return found
 
 
-@pytest.mark.parametrize("repo", ["org/safe", "org/old"])
+def shards(state: dict[str, torch.Tensor]) -> dict[str, bytes]:
+    """The files of three shards and their index."""
+    parts = [dict(list(state.items())[i::3]) for i in range(3)]
+    files = {f"model-0000{i + 1}-of-00003.safetensors": part for i, part in enumerate(parts)}
+    index = {"metadata": {}, "weight_map": {tensor: file for file, part in files.items() for tensor in part}}
+    return {name: to_bytes(part) for name, part in files.items()} | {shards_index.INDEX: json.dumps(index).encode()}
+
+
+@pytest.mark.parametrize("repo", ["org/safe", "org/old", "org/shards"])
 def test_a_network_of_the_hub_is_loaded(hub: Hub, repo: str) -> None:
     model = load(f"hf:{repo}", dtype=torch.float64)
     expected = foreign.gpt2_logits(foreign.gpt2_state(), TOKENS)
@@ -310,7 +329,60 @@ def test_a_network_of_the_hub_is_loaded(hub: Hub, repo: str) -> None:
 def test_only_the_better_format_is_fetched_and_only_once(hub: Hub) -> None:
     locate("hf:org/safe")
     locate("hf:org/safe")
-    assert hub.asked == [["config.json", "model.safetensors"]]
+    assert len(hub.asked) == 1
+    assert {"config.json", "model.safetensors", "tokenizer.json"} <= set(hub.asked[0])
+    assert "pytorch_model.bin" not in hub.asked[0]
+
+
+def test_every_shard_is_part_of_the_identity(hub: Hub) -> None:
+    before = locate("hf:org/shards").identity()
+    folder = locate("hf:org/shards").path
+    assert folder is not None
+    changed = foreign.gpt2_state(seed=1)
+    save_file({name: changed[name] for name in list(changed)[2::3]}, folder / "model-00003-of-00003.safetensors")
+    assert locate("hf:org/shards").identity() != before
+
+
+@pytest.mark.parametrize(
+    ("has", "config", "told"),
+    [
+        ({}, {"act_fn": "gelu", "attn_only": True, "shortformer_pos": True}, {"shortformer": True}),
+        ({"mlp": 12}, {"act_fn": "gelu", "shortformer_pos": False}, {"act": "gelu"}),
+        ({"mlp": 12, "neuron_norm": True}, {"act_fn": "solu_ln"}, {"act": "solu_ln"}),
+    ],
+    ids=["attention-only", "gelu", "solu"],
+)
+def test_toys_of_transformer_lens_are_loaded_from_the_hub(
+    hub: Hub, tmp_path: Path, has: dict[str, Any], config: dict[str, Any], told: dict[str, Any]
+) -> None:
+    """Their repositories hold a state dict and a configuration in its words."""
+    state = foreign.lens_state(norm="LN", **has)
+    torch.save(state, tmp_path / "model_final.pth")
+    sizes = {"d_model": 8, "n_layers": 2, "n_heads": 2, "d_head": 4, "n_ctx": 7, "d_vocab": 11, "normalization": "LN"}
+    written = json.dumps(sizes | config | {"tokenizer_name": "org/some", "lr": 0.001}).encode()
+    hub.repos["org/toy"] = {"config.json": written, "model_final.pth": (tmp_path / "model_final.pth").read_bytes()}
+    model = load("hf:org/toy", dtype=torch.float64)
+    expected = foreign.lens_logits(state, TOKENS, norm="LN", **told)
+    torch.testing.assert_close(model(TOKENS).detach(), expected, rtol=0, atol=1e-9 * float(expected.abs().max()))
+    assert model.card is not None
+    assert model.card.training["lr"] == 0.001
+
+
+@pytest.mark.parametrize(
+    ("index", "says"),
+    [
+        ({"weight_map": {"wte.weight": "../model.safetensors"}}, r"'\.\./model\.safetensors', which is outside"),
+        ({"weight_map": {"wte.weight": "/etc/passwd"}}, r"'/etc/passwd', which is outside its folder"),
+        ({"weight_map": {"wte.weight": "model-9.safetensors"}}, r"model-9\.safetensors, which is not there"),
+        ({"weight_map": {"wte.weight": 1}}, r"lacks a weight_map of tensors to files"),
+        ({}, r"lacks a weight_map of tensors to files"),
+    ],
+)
+def test_a_damaged_index_is_refused(tmp_path: Path, index: dict[str, object], says: str) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(foreign.GPT2_CONFIG))
+    (tmp_path / shards_index.INDEX).write_text(json.dumps(index))
+    with pytest.raises(UserError, match=says):
+        load(str(tmp_path))
 
 
 def test_a_revision_can_be_named(hub: Hub) -> None:
@@ -329,6 +401,8 @@ def test_a_folder_in_the_hub_format_is_loaded(hub: Hub, tmp_path: Path) -> None:
     [
         ("hf:org/nowhere", r"hf:org/nowhere is not on the Hugging Face hub, or needs permission"),
         ("hf:org/empty", r"hf:org/empty has no weights that Headwork reads"),
+        ("hf:org/torn", r"hf:org/torn has no weights that Headwork reads"),
+        ("hf:org/twice", r"00002-of-00003\.safetensors holds the tensor .*, and so does another file"),
         ("hf:org/other", r"hf:org/other is of the architecture family 'bert'; families that Headwork reads: gpt2"),
     ],
 )

@@ -19,6 +19,7 @@ from headwork.train.finish import card, card_name, fresh_losses
 from headwork.train.loop import Training, train
 from headwork.train.recipe import Recipe, derived_seed
 from headwork.train.recipes import RECIPES
+from headwork.train.settings import with_defaults
 
 NAMES = sorted(zoo_names())
 
@@ -81,7 +82,7 @@ def test_a_zoo_network_is_what_its_recipe_trains(name: str) -> None:
     stated = found.card.training
     recipe: Recipe = RECIPES[stated["recipe"]]
     assert name == found.name == found.card.name == card_name(recipe, stated["seed"])
-    assert stated["settings"] == json.loads(json.dumps(recipe.settings()))
+    assert with_defaults(stated["settings"]) == json.loads(json.dumps(recipe.settings()))
     assert stated["steps"] == recipe.steps
     assert found.architecture == recipe.architecture
     assert found.card.data == recipe.data.to_dict()

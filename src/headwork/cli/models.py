@@ -9,6 +9,7 @@ import typer
 
 from headwork.cli.options import AsJson, Spec
 from headwork.cli.output import print_facts, print_json, print_lines, print_table
+from headwork.model.layouts import LAYOUTS
 
 group = typer.Typer(rich_markup_mode=None, help="List, show and import networks.")
 _TRAINING = ("recipe", "seed", "steps", "tokens", "loss", "loss_inside", "loss_outside", "accuracy_inside")
@@ -75,16 +76,17 @@ def show(spec: Spec, as_json: AsJson = False) -> None:
 @group.command("import")
 def import_(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="The checkpoint, or a folder of the hub.")],
-    layout: Annotated[str, typer.Option(metavar="transformer-lens|nanda|gpt2", help="How its tensors are named.")],
+    layout: Annotated[str, typer.Option(metavar="LAYOUT", help=f"How its tensors are named: {', '.join(LAYOUTS)}.")],
     out: Annotated[Path, typer.Option(metavar="DIR", help="The model folder to write.")],
     config: Annotated[Path | None, typer.Option(metavar="FILE.json", help="Settings the file does not state.")] = None,
     data: Annotated[Path | None, typer.Option(metavar="FILE.json", help="The training distribution.")] = None,
+    tokenizer: Annotated[Path | None, typer.Option(metavar="FILE", help="Its tokenizer, if not in FILE.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Turn somebody's checkpoint into a model folder."""
     from headwork.model.importing import import_checkpoint
 
-    folder = import_checkpoint(file, layout, out, config, data).absolute()
+    folder = import_checkpoint(file, layout, out, config, data, tokenizer).absolute()
     from headwork.model.folder import read_card
 
     card = read_card(folder)

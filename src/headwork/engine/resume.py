@@ -45,11 +45,11 @@ class Trace:
 
 def trace_sites(config: TransformerConfig) -> list[str]:
     """What a trace holds: stream at each sub-block, rotated keys, values, z, MLP outputs."""
-    key = "attn.rot_k" if config.turned else "attn.k"
-    parts = ["resid_pre", key, "attn.v", "attn.z"]
+    parts = ["resid_pre", "attn.v", "attn.z"]
     if not config.attention_only:
         parts += ["mlp_out"] if config.parallel else ["resid_mid", "mlp_out"]
-    return [f"blocks.{layer}.{part}" for layer in range(config.n_layers) for part in parts]
+    layers = range(config.n_layers)
+    return [name for n in layers for name in (places.key_site(config, n), *(f"blocks.{n}.{part}" for part in parts))]
 
 
 def trace(model: Transformer, tokens: Tokens) -> Trace:
@@ -147,12 +147,14 @@ def resume_residual(
         resid = tap.stacked(f"blocks.{where.layer}.resid_pre")
     past = None
     if where.start:
-        key = "attn.rot_k" if config.turned else "attn.k"
 
-        def before(layer: int, part: str) -> Tensor:
-            return tap.copied(base.values[f"blocks.{layer}.{part}"][:, : where.start])
+        def before(site: str) -> Tensor:
+            return tap.copied(base.values[site][:, : where.start])
 
-        past = {n: (before(n, key), before(n, "attn.v")) for n in range(where.layer, config.n_layers)}
+        past = {
+            n: (before(places.key_site(config, n)), before(f"blocks.{n}.attn.v"))
+            for n in range(where.layer, config.n_layers)
+        }
     frame = model.frame(tap.copied(base.tokens), where.start, past, tap)
     for block in list(model.blocks)[where.layer :]:
         resid = block(resid, frame, tap)

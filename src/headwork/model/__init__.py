@@ -13,22 +13,32 @@ if TYPE_CHECKING:
     from headwork.model.checkpoints import save as save
     from headwork.model.config import TransformerConfig as TransformerConfig
     from headwork.model.folder import read_card as read_card
+    from headwork.model.folding import centre_unembedding as centre_unembedding
+    from headwork.model.folding import centre_writing_weights as centre_writing_weights
+    from headwork.model.folding import fold_norms as fold_norms
     from headwork.model.importing import import_checkpoint as import_checkpoint
     from headwork.model.sources import Located as Located
     from headwork.model.sources import load as load
     from headwork.model.sources import locate as locate
     from headwork.model.sources import zoo_names as zoo_names
+    from headwork.model.tokenizer import Tokenizer as Tokenizer
+    from headwork.model.tokenizer import read_tokenizer as read_tokenizer
     from headwork.model.transformer import Transformer as Transformer
 
 _HOMES = {
     "Located": "sources",
     "ModelCard": "card",
+    "Tokenizer": "tokenizer",
     "Transformer": "transformer",
     "TransformerConfig": "config",
+    "centre_unembedding": "folding",
+    "centre_writing_weights": "folding",
+    "fold_norms": "folding",
     "import_checkpoint": "importing",
     "load": "sources",
     "locate": "sources",
     "read_card": "folder",
+    "read_tokenizer": "tokenizer",
     "save": "checkpoints",
     "zoo_names": "sources",
 }

@@ -6,7 +6,7 @@ import functools
 import os
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,10 @@ UNLICENSED = "none stated"
 
 @dataclass(frozen=True, kw_only=True)
 class Artifact:
-    """One published file: `path` at `commit` of the GitHub repository `repo`; `config` adds to what the file states."""
+    """One published file: `path` at `commit` of the GitHub repository `repo`; `config` adds to what the file states.
+
+    `tokenizer` has the `path`, `file` and `sha256` of the network's tokenizer in the same repository, if it has one.
+    """
 
     id: str
     description: str
@@ -35,11 +38,19 @@ class Artifact:
     licence: str
     layout: str
     config: Mapping[str, Any] = field(default_factory=dict)
+    tokenizer: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def url(self) -> str:
         """Where anyone can download it."""
         return f"https://raw.githubusercontent.com/{self.repo}/{self.commit}/{self.path}"
+
+
+def tokenizer_of(wanted: Artifact) -> Artifact | None:
+    """The file of a network's tokenizer, to be fetched like the network; None where it has none."""
+    if not wanted.tokenizer:
+        return None
+    return replace(wanted, id=f"{wanted.id}-tokenizer", layout="tokenizer", config={}, tokenizer={}, **wanted.tokenizer)
 
 
 @functools.cache

@@ -15,7 +15,9 @@ class ModelCard:
 
     `sha256` is that of the weights file; `training` is plain data (recipe, seed, steps, tokens, loss, …); `data`
     describes the training distribution as plain data that `headwork.tasks` interprets, None where it is not known;
-    `inferred` lists, one sentence each, what the weights' file does not say and an importer had to assume.
+    `inferred` lists, one sentence each, what the weights' file does not say and an importer had to assume. `tokenizer`
+    is the sha256 of the `tokenizer.json` in its model folder, empty where there is none. `folded` lists, one sentence
+    each, what has been folded into the weights since.
     """
 
     name: str
@@ -27,6 +29,8 @@ class ModelCard:
     training: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     data: Mapping[str, Any] | None = None
     inferred: tuple[str, ...] = ()
+    tokenizer: str = ""
+    folded: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON; `from_dict` is the inverse."""
@@ -43,11 +47,21 @@ class ModelCard:
                 raise UserError(f"The model's card has {key} = {value!r}; it must be {_ACCEPTED.get(key, 'a text')}.")
         if "name" not in values:
             raise UserError("The model's card lacks name.")
-        return cls(**{**values, "inferred": tuple(values.get("inferred", ()))})
+        return cls(**{**values, **{key: tuple(values.get(key, ())) for key in ("inferred", "folded")}})
 
 
-_KINDS: dict[str, tuple[type, ...]] = {"training": (Mapping,), "data": (Mapping, type(None)), "inferred": (list, tuple)}
-_ACCEPTED = {"training": "an object", "data": "an object or null", "inferred": "a list of texts"}
+_KINDS: dict[str, tuple[type, ...]] = {
+    "training": (Mapping,),
+    "data": (Mapping, type(None)),
+    "inferred": (list, tuple),
+    "folded": (list, tuple),
+}
+_ACCEPTED = {
+    "training": "an object",
+    "data": "an object or null",
+    "inferred": "a list of texts",
+    "folded": "a list of texts",
+}
 
 
 def _plain(value: Any) -> Any:

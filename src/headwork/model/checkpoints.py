@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import safetensors
 import torch
@@ -17,24 +19,31 @@ from headwork.errors import UserError
 from headwork.model.card import ModelCard
 from headwork.model.config import TransformerConfig
 from headwork.model.files import kind_of, pickled, sha256_of
-from headwork.model.folder import CONFIG, WEIGHTS, Record, read_record
+from headwork.model.folder import CONFIG, TOKENIZER, WEIGHTS, Record, read_record
 from headwork.model.transformer import Transformer
 from headwork.store.atomic import plain_errors, write_file, write_folder
+
+if TYPE_CHECKING:
+    from headwork.model.tokenizer import Tokenizer
 
 TIED = "unembed.weight"
 """The parameter that a network with tied embeddings shares with `embed.weight`; it is not written."""
 
 
 def save(model: Transformer, folder: Path | str, card: ModelCard) -> Path:
-    """Write a model folder in one step and return its path; the card's `sha256` is filled in.
+    """Write a model folder in one step and return its path; the hashes on the card are filled in.
 
-    Saving the same network with the same card again changes nothing. Raises `UserError` where the folder already holds
-    something else or cannot be written.
+    The network's tokenizer goes with it, where it has one. Saving the same network with the same card again changes
+    nothing. Raises `UserError` where the folder already holds something else or cannot be written.
     """
     folder = Path(folder)
     weights = to_bytes(_own_state(model), metadata={"format": "pt"})
     digest = hashlib.sha256(weights).hexdigest()
-    record = Record(card.name, model.config, dataclasses.replace(card, sha256=digest), digest)
+    tokenizer = b"" if model.tokenizer_source is None else model.tokenizer.to_json().encode()
+    card = dataclasses.replace(
+        card, sha256=digest, tokenizer=hashlib.sha256(tokenizer).hexdigest() if tokenizer else ""
+    )
+    record = Record(card.name, model.config, card, digest)
     config = json.dumps(record.to_dict(), indent=2, ensure_ascii=False) + "\n"
     with plain_errors(folder):
         if folder.is_dir() and not any(folder.iterdir()):
@@ -42,8 +51,10 @@ def save(model: Transformer, folder: Path | str, card: ModelCard) -> Path:
     if not folder.exists():
         with write_folder(folder) as temporary:
             write_file(temporary / WEIGHTS, weights)
+            if tokenizer:
+                write_file(temporary / TOKENIZER, tokenizer)
             write_file(temporary / CONFIG, config)
-    if not _holds(folder, config, digest):
+    if not _holds(folder, config, record):
         raise UserError(f"{folder} already holds something else; choose another folder or remove it.")
     return folder
 
@@ -69,7 +80,20 @@ def load(folder: Path | str, dtype: torch.dtype | None = None) -> Transformer:
             f"{path} has the sha256 {found}, but {CONFIG} records {record.weights_sha256}: the weights are not those "
             "that the folder describes."
         )
-    return assemble(record.architecture, state, record.card, dtype)
+    model = assemble(record.architecture, state, record.card, dtype)
+    if record.card.tokenizer:
+        model.tokenizer_source = functools.partial(_own_tokenizer, folder / TOKENIZER, record.card.tokenizer)
+    return model
+
+
+def _own_tokenizer(path: Path, digest: str) -> Tokenizer:
+    """The tokenizer of a model folder. Raises `UserError` where it is not the one that the card records."""
+    from headwork.model.tokenizer import read_tokenizer
+
+    found = sha256_of(path)
+    if found != digest:
+        raise UserError(f"{path} has the sha256 {found}, but {CONFIG} records {digest}.")
+    return read_tokenizer(path)
 
 
 def read_safetensors(path: Path) -> dict[str, Tensor]:
@@ -142,8 +166,12 @@ def _shapes(config: TransformerConfig) -> dict[str, tuple[int, ...]]:
     return {name: tuple(tensor.shape) for name, tensor in state.items() if not (config.tied and name == TIED)}
 
 
-def _holds(folder: Path, config: str, digest: str) -> bool:
+def _holds(folder: Path, config: str, record: Record) -> bool:
     """Whether a folder is the very model folder that would be written."""
-    if not folder.is_dir() or {path.name for path in folder.iterdir()} != {CONFIG, WEIGHTS}:
+    digests = {WEIGHTS: record.weights_sha256}
+    if record.card.tokenizer:
+        digests[TOKENIZER] = record.card.tokenizer
+    if not folder.is_dir() or {path.name for path in folder.iterdir()} != {CONFIG, *digests}:
         return False
-    return (folder / CONFIG).read_bytes() == config.encode() and sha256_of(folder / WEIGHTS) == digest
+    same = all(sha256_of(folder / name) == digest for name, digest in digests.items())
+    return same and (folder / CONFIG).read_bytes() == config.encode()

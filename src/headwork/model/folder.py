@@ -1,4 +1,7 @@
-"""A model folder: `config.json` says what the network is, `weights.safetensors` holds its weights. Needs no torch."""
+"""A model folder: `config.json` says what the network is, `weights.safetensors` holds its weights. Needs no torch.
+
+A network of text has a `tokenizer.json` beside them.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +16,7 @@ from headwork.model.files import read_json
 
 CONFIG = "config.json"
 WEIGHTS = "weights.safetensors"
+TOKENIZER = "tokenizer.json"
 FORMAT = 1
 
 _KINDS: dict[str, type] = {"format": int, "name": str, "architecture": dict, "card": dict, "weights_sha256": str}

@@ -6,7 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from headwork.errors import UserError
-from headwork.model.importing import HUB_WEIGHTS
+from headwork.model.shards import HUB_WEIGHTS, INDEX, weight_files
+
+_BESIDE = ("config.json", "tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt")
+_SHARDS = ("model-*-of-*.safetensors",)
 
 
 @dataclass(frozen=True)
@@ -25,12 +28,22 @@ def snapshot(repo: str, revision: str | None = None) -> Snapshot:
     """
     for local in (True, False):
         for weights in HUB_WEIGHTS:
-            folder = _fetch(repo, revision, ["config.json", weights], local)
-            if folder is not None and (folder / "config.json").is_file() and (folder / weights).is_file():
+            folder = _fetch(repo, revision, [*_BESIDE, weights, *(_SHARDS if weights == INDEX else ())], local)
+            if folder is not None and _complete(folder, weights):
                 return Snapshot(folder, folder.name)
     raise UserError(
         f"hf:{repo} has no weights that Headwork reads: it needs config.json and {' or '.join(HUB_WEIGHTS)}."
     )
+
+
+def _complete(folder: Path, weights: str) -> bool:
+    """Whether the configuration and all files of the weights are there."""
+    if not (folder / "config.json").is_file() or not (folder / weights).is_file():
+        return False
+    try:
+        return bool(weight_files(folder / weights))
+    except UserError:
+        return False
 
 
 def _fetch(repo: str, revision: str | None, files: list[str], local: bool) -> Path | None:

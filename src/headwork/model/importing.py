@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from headwork.errors import UserError
 from headwork.model.card import ModelCard
-from headwork.model.files import kind_of, read_json, sha256_of
-from headwork.model.layouts import converter
+from headwork.model.files import kind_of, read_json
+from headwork.model.layouts import converter, reader
+from headwork.model.shards import hub_weights, weight_files, weights_sha256
 
 if TYPE_CHECKING:
     from headwork.model.layouts.converted import Converted
-
-HUB_WEIGHTS = ("model.safetensors", "pytorch_model.bin")
-"""The weights in a folder of the Hugging Face hub, the better format first."""
 
 
 def import_checkpoint(
@@ -24,14 +23,17 @@ def import_checkpoint(
     out: Path | str,
     config: Path | str | Mapping[str, Any] | None = None,
     data: Path | str | Mapping[str, Any] | None = None,
+    tokenizer: Path | str | None = None,
 ) -> Path:
     """Convert a checkpoint file, or a folder of the hub, into the model folder `out`, and return its path.
 
     `config` holds settings that the file does not state, `data` the training distribution; each is a mapping or a JSON
-    file. The same import again changes nothing. Raises `UserError` where the file, the layout or the settings are no
-    good, or `out` holds something else.
+    file. `tokenizer` is what `read_tokenizer` takes; a folder's own tokenizer is found without it. The same import
+    again changes nothing. Raises `UserError` where the file, the layout, the settings or the tokenizer are no good, or
+    `out` holds something else.
     """
     from headwork.model.checkpoints import assemble, check_weights, save
+    from headwork.model.tokenizer import has_tokenizer, read_tokenizer
 
     file = Path(file)
     converted = read_checkpoint(file, layout, _mapping(config) or {})
@@ -39,14 +41,17 @@ def import_checkpoint(
     card = ModelCard(
         name=file.stem if file.is_file() else file.name,
         description=f"imported from the {layout} layout",
-        source=f"{weights.name}, sha256 {sha256_of(weights)}",
+        source=f"{weights.name}, sha256 {weights_sha256(weights)}",
         licence="not stated",
         training=converted.training,
         data=_mapping(data) or converted.data,
         inferred=converted.inferred,
     )
     check_weights(converted.state, converted.architecture, str(file))
-    return save(assemble(converted.architecture, converted.state, card), Path(out), card)
+    model = assemble(converted.architecture, converted.state, card)
+    if tokenizer is not None or (file.is_dir() and has_tokenizer(file)):
+        model.tokenizer_source = functools.partial(read_tokenizer, tokenizer or file)
+    return save(model, Path(out), card)
 
 
 def read_checkpoint(file: Path, layout: str, config: Mapping[str, Any]) -> Converted:
@@ -56,23 +61,30 @@ def read_checkpoint(file: Path, layout: str, config: Mapping[str, Any]) -> Conve
     """
     convert = converter(layout)
     if file.is_dir():
-        return convert(_read_weights(hub_weights(file)), {**read_json(file / "config.json"), **config})
-    return convert(_read_weights(file), config)
+        files = weight_files(hub_weights(file))
+        return convert(_merged(files, layout), {**read_json(file / "config.json"), **config})
+    return convert(_read_weights(file, layout), config)
 
 
-def hub_weights(folder: Path) -> Path:
-    """The weights in a folder of the hub. Raises `UserError` where there are none."""
-    for name in HUB_WEIGHTS:
-        if (folder / name).is_file():
-            return folder / name
-    raise UserError(f"{folder} has no weights: neither {' nor '.join(HUB_WEIGHTS)} is there.")
+def _merged(files: tuple[Path, ...], layout: str) -> dict[str, Any]:
+    """All tensors of the files. Raises `UserError` where two files hold the same."""
+    found: dict[str, Any] = {}
+    for file in files:
+        tensors = _read_weights(file, layout)
+        if twice := sorted(found.keys() & tensors.keys()):
+            raise UserError(f"{file} holds the tensor {twice[0]}, and so does another file beside it.")
+        found |= tensors
+    return found
 
 
-def _read_weights(path: Path) -> dict[str, Any]:
+def _read_weights(path: Path, layout: str) -> Mapping[str, Any]:
     from headwork.model.checkpoints import read_safetensors
     from headwork.model.layouts.torch_file import read_state
 
-    return read_safetensors(path) if kind_of(path) == "safetensors" else read_state(path)
+    kind, read = kind_of(path), reader(layout)
+    if kind == "other" and read is not None:
+        return read(path)
+    return read_safetensors(path) if kind == "safetensors" else read_state(path)
 
 
 def _mapping(given: Path | str | Mapping[str, Any] | None) -> dict[str, Any] | None:

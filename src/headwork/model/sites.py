@@ -40,10 +40,20 @@ def _mlp(c: TransformerConfig) -> bool:
     return not c.attention_only
 
 
+def _qk_norm(c: TransformerConfig) -> bool:
+    return c.qk_norm
+
+
+def _neuron_norm(c: TransformerConfig) -> bool:
+    return c.neuron_norm
+
+
 _STREAM = ("batch", "pos", "d_model")
 _SCALE = ("batch", "pos", "one")
 _HEAD = ("batch", "pos", "head", "d_head")
+_HEAD_SCALE = ("batch", "pos", "head", "one")
 _KV = ("batch", "pos", "kv_head", "d_head")
+_KV_SCALE = ("batch", "pos", "kv_head", "one")
 _MAP = ("batch", "head", "query", "key")
 _NEURON = ("batch", "pos", "d_mlp")
 
@@ -52,6 +62,7 @@ _NEURON = ("batch", "pos", "d_mlp")
     BLOCK_INPUT,
     ATTENTION_NORM,
     PROJECTED,
+    HEAD_NORM,
     ROTATED,
     SCORED,
     MIXED,
@@ -60,7 +71,7 @@ _NEURON = ("batch", "pos", "d_mlp")
     MLP_IN,
     MLP_OUT,
     BLOCK_OUTPUT,
-) = range(11)
+) = range(12)
 
 SITES: tuple[Site, ...] = (
     Site("embed", _STREAM, "W_E[token]", 0),
@@ -76,9 +87,23 @@ SITES: tuple[Site, ...] = (
     Site(
         "blocks.{l}.ln1.normalized", _STREAM, "the first norm's output, gain and bias included", ATTENTION_NORM, _normed
     ),
-    Site("blocks.{l}.attn.q", _HEAD, "normalized (shortformer: + pos_embed) · W_Q + b_Q, before rotation", PROJECTED),
-    Site("blocks.{l}.attn.k", _KV, "normalized (shortformer: + pos_embed) · W_K + b_K, before rotation", PROJECTED),
+    Site(
+        "blocks.{l}.attn.q",
+        _HEAD,
+        "normalized (shortformer: + pos_embed) · W_Q + b_Q, before norm and rotation",
+        PROJECTED,
+    ),
+    Site(
+        "blocks.{l}.attn.k",
+        _KV,
+        "normalized (shortformer: + pos_embed) · W_K + b_K, before norm and rotation",
+        PROJECTED,
+    ),
     Site("blocks.{l}.attn.v", _KV, "normalized · W_V + b_V", PROJECTED),
+    Site("blocks.{l}.attn.q_norm.scale", _HEAD_SCALE, "what the queries' norm divides by", HEAD_NORM, _qk_norm),
+    Site("blocks.{l}.attn.q_norm.normalized", _HEAD, "q after its norm, gain included", HEAD_NORM, _qk_norm),
+    Site("blocks.{l}.attn.k_norm.scale", _KV_SCALE, "what the keys' norm divides by", HEAD_NORM, _qk_norm),
+    Site("blocks.{l}.attn.k_norm.normalized", _KV, "k after its norm, gain included", HEAD_NORM, _qk_norm),
     Site("blocks.{l}.attn.rot_q", _HEAD, "q, turned by its position", ROTATED, lambda c: c.positions == "rotary"),
     Site("blocks.{l}.attn.rot_k", _KV, "k, turned by its position", ROTATED, lambda c: c.positions == "rotary"),
     Site("blocks.{l}.attn.attn_scores", _MAP, "q · k × scale; −∞ where the query may not look", SCORED),
@@ -108,13 +133,34 @@ SITES: tuple[Site, ...] = (
         MLP_IN,
         lambda c: _mlp(c) and c.gated_mlp,
     ),
-    Site("blocks.{l}.mlp.post", _NEURON, "activation(pre), times pre_linear where gated", MLP_IN, _mlp),
+    Site("blocks.{l}.mlp.mid", _NEURON, "activation(pre), before the neurons' norm", MLP_IN, _neuron_norm),
+    Site("blocks.{l}.mlp.ln.scale", _SCALE, "what the neurons' norm divides by", MLP_IN, _neuron_norm),
+    Site(
+        "blocks.{l}.mlp.ln.normalized",
+        _NEURON,
+        "that norm's output, gain and bias included",
+        MLP_IN,
+        _neuron_norm,
+    ),
+    Site(
+        "blocks.{l}.mlp.post",
+        _NEURON,
+        "activation(pre), times pre_linear where gated; where there is a neurons' norm, its output",
+        MLP_IN,
+        _mlp,
+    ),
     Site("blocks.{l}.mlp_out", _STREAM, "post · W_out + b_out", MLP_OUT, _mlp),
     Site("blocks.{l}.resid_post", _STREAM, "the residual stream after the block", BLOCK_OUTPUT),
     Site("ln_final.scale", _SCALE, "what the final norm divides by", 0, _normed),
     Site("ln_final.normalized", _STREAM, "the final norm's output", 0, _normed),
     Site("logits", ("batch", "pos", "d_vocab_out"), "normalized · W_U + b_U", 0),
 )
+
+
+def key_site(config: TransformerConfig, layer: int) -> str:
+    """The site of a layer's keys as the queries meet them: after their norm and rotation, where there are any."""
+    last = "rot_k" if config.turned else "k_norm.normalized" if config.qk_norm else "k"
+    return f"blocks.{layer}.attn.{last}"
 
 
 @lru_cache(maxsize=64)

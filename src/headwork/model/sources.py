@@ -8,23 +8,25 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from headwork.errors import UserError, nearest, unknown
-from headwork.model.artifacts import artifact, artifacts, at_hand, fetch
+from headwork.model.artifacts import artifact, artifacts, at_hand, fetch, tokenizer_of
 from headwork.model.card import ModelCard
 from headwork.model.config import TransformerConfig
 from headwork.model.files import kind_of, pickled, read_json, sha256_of
 from headwork.model.folder import CONFIG, WEIGHTS, read_record
 from headwork.model.hub import snapshot
-from headwork.model.importing import hub_weights, read_checkpoint
-from headwork.model.layouts import hub_layout
+from headwork.model.importing import read_checkpoint
+from headwork.model.layouts import hub_layout, is_hub
+from headwork.model.shards import hub_weights, weights_sha256
 
 if TYPE_CHECKING:
     import torch
 
+    from headwork.model.tokenizer import Tokenizer
     from headwork.model.transformer import Transformer
 
 Kind = Literal["zoo", "hf", "artifact", "folder"]
@@ -89,7 +91,23 @@ def load(spec: str, device: str = "cpu", dtype: torch.dtype | None = None) -> Tr
         data=converted.data,
         inferred=converted.inferred,
     )
-    return assemble(converted.architecture, converted.state, card, dtype).to(device)
+    model = assemble(converted.architecture, converted.state, card, dtype).to(device)
+    model.tokenizer_source = _tokenizer_source(found, path)
+    return model
+
+
+def _tokenizer_source(found: Located, path: Path) -> Callable[[], Tokenizer] | None:
+    """What reads the tokenizer of a network in another layout when it is asked for; None where it has none."""
+
+    def read() -> Tokenizer:
+        from headwork.model.tokenizer import read_tokenizer
+
+        return read_tokenizer(path if published is None else fetch(published))
+
+    from headwork.model.tokenizer import has_tokenizer
+
+    published = tokenizer_of(artifact(found.card.name)) if found.kind == "artifact" else None
+    return read if published is not None or (path.is_dir() and has_tokenizer(path)) else None
 
 
 def locate(spec: str) -> Located:
@@ -156,7 +174,7 @@ def _folder(spec: str) -> Located:
         )
     if not path.is_dir():
         raise _not_a_folder(spec)
-    if (path / CONFIG).is_file() and "model_type" in read_json(path / CONFIG):
+    if (path / CONFIG).is_file() and is_hub(read_json(path / CONFIG)):
         return _hub(spec, "folder", path, path.resolve().name, str(path))
     return _own(spec, "folder", path)
 
@@ -177,7 +195,7 @@ def _own(spec: str, kind: Kind, folder: Path) -> Located:
 def _hub(spec: str, kind: Kind, folder: Path, name: str, source: str) -> Located:
     config = read_json(folder / CONFIG)
     layout = hub_layout(config, spec)
-    digest = sha256_of(hub_weights(folder))
+    digest = weights_sha256(hub_weights(folder))
     card = ModelCard(name=name, spec=spec, sha256=digest, source=source, licence="see its page on the hub")
     return Located(spec=spec, kind=kind, sha256=digest, card=card, path=folder, layout=layout, config=config)
 

@@ -6,17 +6,23 @@ d_head]`) as views. The forward pass registers nothing on the module: whoever wa
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from functools import cached_property
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
 
+from headwork.errors import UserError
 from headwork.model.card import ModelCard
 from headwork.model.config import TransformerConfig
+from headwork.model.rotary import rotary_table, rotate
+
+if TYPE_CHECKING:
+    from headwork.model.tokenizer import Tokenizer
 
 Stream = Float[Tensor, "batch pos d_model"]
 PerHead = Float[Tensor, "batch pos head d_head"]
@@ -58,28 +64,28 @@ NO_TAP = NoTap()
 class Frame:
     """What all layers of one pass share: which positions are computed, who may look where, and earlier keys and values.
 
-    `visible[b, query, key]` (b may be 1) covers all keys, those of `past` first. `past[layer]` holds the rotated keys
-    and the values of the positions before the first one computed. `key_positions` is what shortformer adds to the
-    normed input of queries and keys.
+    `visible[b, query, key]` (b may be 1) covers all keys, those of `past` first; `local` is the same for layers that
+    see a window only. `past[layer]` holds the keys, as the queries meet them, and the values of the positions before
+    the first one computed. `key_positions` is what shortformer adds to the normed input of queries and keys.
     """
 
     visible: Bool[Tensor, "#batch query key"] | None
     rotation: tuple[Tensor, Tensor] | None
     key_positions: Stream | None
     past: Mapping[int, tuple[PerKeyHead, PerKeyHead]] | None
+    local: Bool[Tensor, "#batch query key"] | None = None
 
 
 class Norm(nn.Module):
-    """LayerNorm or RMSNorm with the scale exposed as a site: x ↦ (x − mean) / √(variance + ε) · w + b."""
+    """LayerNorm (`centred`) or RMSNorm with the scale exposed as a site: x ↦ (x − mean) / √(variance + ε) · w + b."""
 
-    def __init__(self, config: TransformerConfig) -> None:
+    def __init__(self, width: int, eps: float, centred: bool) -> None:
         super().__init__()
-        self.centred = config.norm == "layernorm"
-        self.eps = config.norm_eps
-        self.w = nn.Parameter(torch.ones(config.d_model))
-        self.b = nn.Parameter(torch.zeros(config.d_model)) if self.centred else None
+        self.centred, self.eps = centred, eps
+        self.w = nn.Parameter(torch.ones(width))
+        self.b = nn.Parameter(torch.zeros(width)) if centred else None
 
-    def forward(self, x: Stream, tap: Tap, here: str) -> Stream:
+    def forward(self, x: Float[Tensor, "batch pos *axes"], tap: Tap, here: str) -> Float[Tensor, "batch pos *axes"]:
         if tap.wants(f"{here}.scale"):
             if self.centred:
                 x = x - x.mean(-1, keepdim=True)
@@ -100,19 +106,23 @@ class NoNorm(nn.Module):
 
 
 def norm(config: TransformerConfig) -> Norm | NoNorm:
-    """The norm that a configuration asks for."""
-    return NoNorm() if config.norm == "none" else Norm(config)
+    """The norm of the residual stream that a configuration asks for."""
+    return NoNorm() if config.norm == "none" else Norm(config.d_model, config.norm_eps, config.norm == "layernorm")
 
 
 class Attention(nn.Module):
     """Multi-head attention; queries, keys and values come from one fused matrix."""
 
-    def __init__(self, config: TransformerConfig) -> None:
+    def __init__(self, config: TransformerConfig, local: bool = False) -> None:
+        """`local`: queries see only the keys in the configuration's window."""
         super().__init__()
-        self.config = config
+        self.config, self.local = config, local
         fused = (config.n_heads + 2 * config.kv_heads) * config.d_head
         self.qkv = nn.Linear(config.d_model, fused, bias=config.qkv_bias)
         self.out = nn.Linear(config.n_heads * config.d_head, config.d_model, bias=config.out_bias)
+        if config.qk_norm:
+            self.q_norm = Norm(config.d_head, config.norm_eps, centred=False)
+            self.k_norm = Norm(config.d_head, config.norm_eps, centred=False)
 
     def _part(self, which: str) -> tuple[slice, int]:
         """The rows of the fused matrix that are queries, keys or values, and how many heads they are."""
@@ -160,7 +170,7 @@ class Attention(nn.Module):
     def project(
         self, normed: Stream, query_key_input: Stream, frame: Frame, tap: Tap, here: str
     ) -> tuple[PerHead, PerKeyHead, PerKeyHead]:
-        """Queries, keys (both rotated where the architecture does) and values at the computed positions."""
+        """Queries, keys (both normed and rotated where the architecture does) and values at the computed positions."""
         d_head = self.config.d_head
         rows_v, _ = self._part("v")
         if query_key_input is normed:
@@ -179,6 +189,8 @@ class Attention(nn.Module):
             tap(f"{here}.{which}", fused[..., rows].unflatten(-1, (heads, d_head)))
             for which, (rows, heads) in ((which, self._part(which)) for which in "qkv")
         )
+        if self.config.qk_norm:
+            q, k = self.q_norm(q, tap, f"{here}.q_norm"), self.k_norm(k, tap, f"{here}.k_norm")
         if frame.rotation is not None:
             q = tap(f"{here}.rot_q", rotate(q, *frame.rotation, self.config))
             k = tap(f"{here}.rot_k", rotate(k, *frame.rotation, self.config))
@@ -189,17 +201,18 @@ class Attention(nn.Module):
         groups = self.config.n_heads // self.config.kv_heads
         k, v = (x.transpose(1, 2).repeat_interleave(groups, 1) if groups > 1 else x.transpose(1, 2) for x in (k, v))
         scores = (q.transpose(1, 2) * self.config.scale) @ k.transpose(2, 3)
-        if frame.visible is not None:
-            scores = scores.masked_fill(~frame.visible[:, None], -torch.inf)
+        visible = frame.local if self.local else frame.visible
+        if visible is not None:
+            scores = scores.masked_fill(~visible[:, None], -torch.inf)
         pattern = tap(f"{here}.attn_scores", scores).softmax(-1)
         if self.config.attention_mix != 1:
             constant = torch.full_like(pattern, 1 - self.config.attention_mix)
-            if frame.visible is not None:
-                constant = constant.masked_fill(~frame.visible[:, None], 0)
+            if visible is not None:
+                constant = constant.masked_fill(~visible[:, None], 0)
             pattern = self.config.attention_mix * pattern + constant
-        if self.config.pad_token is not None and frame.visible is not None:
+        if self.config.pad_token is not None and visible is not None:
             # A query that sees no key (padding on the left) mixes nothing; NaN there would reach the others as 0 · NaN.
-            pattern = pattern.masked_fill(~frame.visible.any(-1, keepdim=True)[:, None], 0)
+            pattern = pattern.masked_fill(~visible.any(-1, keepdim=True)[:, None], 0)
         return (tap(f"{here}.pattern", pattern) @ v).transpose(1, 2)
 
     def write(self, z: PerHead, tap: Tap, here: str) -> Stream:
@@ -210,22 +223,34 @@ class Attention(nn.Module):
         return result if self.out.bias is None else result + self.out.bias
 
 
+def solu(x: Float[Tensor, "batch pos d_mlp"]) -> Float[Tensor, "batch pos d_mlp"]:
+    """x · softmax(x) over the neurons (Elhage et al. 2022)."""
+    return x * x.softmax(-1)
+
+
 _ACTIVATIONS = {
     "relu": functional.relu,
     "gelu": functional.gelu,
     "gelu_tanh": lambda x: functional.gelu(x, approximate="tanh"),
     "silu": functional.silu,
+    "solu": solu,
+    "solu_ln": solu,
 }
 
 
 class MLP(nn.Module):
-    """Two linear maps around an activation; gated where configured (Shazeer 2020): activation(gate) · linear."""
+    """Two linear maps around an activation; gated where configured (Shazeer 2020): activation(gate) · linear.
+
+    SoLU may be followed by a LayerNorm over the neurons.
+    """
 
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
         self.config = config
         self.inward = nn.Linear(config.d_model, config.d_mlp * (2 if config.gated_mlp else 1), bias=config.mlp_bias)
         self.outward = nn.Linear(config.d_mlp, config.d_model, bias=config.mlp_bias)
+        if config.neuron_norm:
+            self.ln = Norm(config.d_mlp, config.norm_eps, centred=True)
 
     @property
     def W_in(self) -> Float[Tensor, "d_model d_mlp"]:
@@ -242,6 +267,8 @@ class MLP(nn.Module):
             post = _ACTIVATIONS[self.config.activation](tap(f"{here}.pre", pre)) * tap(f"{here}.pre_linear", linear)
         else:
             post = _ACTIVATIONS[self.config.activation](tap(f"{here}.pre", pre))
+        if self.config.neuron_norm:
+            post = self.ln(tap(f"{here}.mid", post), tap, f"{here}.ln")
         return self.outward(tap(f"{here}.post", post))
 
 
@@ -252,7 +279,7 @@ class Block(nn.Module):
         super().__init__()
         self.config, self.layer = config, layer
         self.ln1 = norm(config)
-        self.attn = Attention(config)
+        self.attn = Attention(config, local=layer in config.local_layers)
         if not config.attention_only:
             self.ln2 = norm(config)
             self.mlp = MLP(config)
@@ -296,10 +323,11 @@ class Transformer(nn.Module):
     """A decoder or encoder of the GPT family as `config` describes it.
 
     Weights are uninitialised until `headwork.model.initialise` or a checkpoint fills them. `card` says where they come
-    from, where that is known.
+    from, where that is known; `tokenizer_source` gives its tokenizer, if it has one.
     """
 
     card: ModelCard | None = None
+    tokenizer_source: Callable[[], Tokenizer] | None = None
 
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
@@ -312,6 +340,13 @@ class Transformer(nn.Module):
         self.unembed = nn.Linear(config.d_model, config.outputs, bias=config.unembed_bias)
         if config.tied:
             self.unembed.weight = self.embed.weight
+
+    @cached_property
+    def tokenizer(self) -> Tokenizer:
+        """Its tokenizer, read when it is first asked for. Raises `UserError` where there is none or it is damaged."""
+        if self.tokenizer_source is None:
+            raise UserError("This network has no tokenizer; give it token ids instead of text.")
+        return self.tokenizer_source()
 
     @property
     def layers(self) -> list[Block]:
@@ -370,50 +405,17 @@ class Transformer(nn.Module):
         if self.config.pad_token is not None:
             seen = (tokens != self.config.pad_token)[:, None, :].expand(-1, length - start, -1)
             visible = seen if visible is None else visible & seen
+        local = None
+        if self.config.local_layers and self.config.window is not None:
+            places = torch.arange(length, device=device)
+            local = (places[start:, None] - places).abs()[None] < self.config.window
+            local = local if visible is None else local & visible
         rotation = None
         if self.config.turned:
             rotation = rotary_table(self.config, torch.arange(start, length, device=device), self.dtype)
         key_positions = self._position_table(tokens, tap, start) if self.config.positions == "shortformer" else None
-        return Frame(visible, rotation, key_positions, past if start else None)
+        return Frame(visible, rotation, key_positions, past if start else None, local)
 
     def logits(self, resid: Stream, tap: Tap = NO_TAP) -> Float[Tensor, "batch pos d_vocab_out"]:
         """The final norm and the unembedding."""
         return tap("logits", self.unembed(self.ln_final(resid, tap, "ln_final")))
-
-
-def rotary_table(
-    config: TransformerConfig, positions: Int[Tensor, " pos"], dtype: torch.dtype
-) -> tuple[Float[Tensor, "pos 1 turned"], Float[Tensor, "pos 1 turned"]]:
-    """Cosine and signed sine of position · base^(−2i/r) for each turned entry, computed in float64 whatever `dtype`."""
-    r = config.turned
-    frequencies = config.rotary_base ** (-torch.arange(0, r, 2, dtype=torch.float64, device=positions.device) / r)
-    angles = positions[:, None, None].double() * frequencies
-    cos, sin = angles.cos().to(dtype), angles.sin().to(dtype)
-    return _interleave(cos, cos, config), _interleave(-sin, sin, config)
-
-
-def rotate(
-    x: Float[Tensor, "batch pos head d_head"],
-    cos: Float[Tensor, "pos 1 turned"],
-    sin: Float[Tensor, "pos 1 turned"],
-    config: TransformerConfig,
-) -> Float[Tensor, "batch pos head d_head"]:
-    """Turn pairs of entries by their position's angles: (a, b) ↦ (a cos − b sin, b cos + a sin)."""
-    r = config.turned
-    turned, rest = x[..., :r], x[..., r:]
-    a, b = _pairs(turned, config)
-    turned = torch.addcmul(turned * cos, _interleave(b, a, config), sin)
-    return torch.cat([turned, rest], -1) if rest.shape[-1] else turned
-
-
-def _pairs(x: Float[Tensor, "*axes turned"], config: TransformerConfig) -> tuple[Tensor, Tensor]:
-    """The first and second entries of the pairs: (i, i + r/2) or (2i, 2i + 1), by `rotary_style`."""
-    half = x.shape[-1] // 2
-    return (x[..., :half], x[..., half:]) if config.rotary_style == "half" else (x[..., 0::2], x[..., 1::2])
-
-
-def _interleave(first: Tensor, second: Tensor, config: TransformerConfig) -> Tensor:
-    """The inverse of `_pairs`."""
-    if config.rotary_style == "half":
-        return torch.cat([first, second], -1)
-    return torch.stack([first, second], -1).flatten(-2)

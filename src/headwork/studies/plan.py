@@ -9,6 +9,7 @@ from typing import Any
 from headwork.errors import UserError
 from headwork.findings.registry import Factor, Finding
 from headwork.model.sources import Located, locate, zoo_names
+from headwork.train.settings import with_defaults
 
 
 @dataclass(frozen=True)
@@ -137,16 +138,16 @@ def require_one_key(baseline: Mapping[str, Any], changed: Mapping[str, Any], key
 
 def _followup(factor: Factor, headline: Task, zoo: Sequence[Located], seeds: int) -> PlannedFollowUp:
     """Levels from the networks whose settings are the headline's but for the factor's key, one for each seed."""
-    baseline = headline.located.card.training.get("settings")
+    baseline = _settings(headline.located)
     levels: list[PlannedLevel] = []
     unavailable: list[str] = []
     short: list[str] = []
-    if not isinstance(baseline, Mapping):
+    if baseline is None:
         why = f"{factor.name}: the network's card states no training settings of which one could be changed"
         return PlannedFollowUp(factor, (), (why,))
     for value in factor.expects:
         wanted = {**baseline, factor.key: value}
-        same = [one for one in zoo if one.card.training.get("settings") == wanted]
+        same = [one for one in zoo if _settings(one) == with_defaults(wanted)]
         chosen = sorted(same, key=lambda one: int(one.card.training["seed"]))[:seeds]
         if not chosen:
             unavailable.append(
@@ -157,10 +158,14 @@ def _followup(factor: Factor, headline: Task, zoo: Sequence[Located], seeds: int
             short.append(f"--seeds is {seeds}; the zoo has {len(chosen)} of {factor.name} = {value}.")
         tasks = tuple(Task(f"followup/{one.card.name}", one) for one in chosen)
         is_baseline = value == baseline.get(factor.key)
-        changes = {
-            require_one_key(baseline, one.card.training["settings"], factor.key) for one in chosen if not is_baseline
-        }
+        changes = {require_one_key(baseline, _settings(one) or {}, factor.key) for one in chosen if not is_baseline}
         levels.append(PlannedLevel(value, is_baseline, tasks, next(iter(changes), None)))
     if short and len(levels) > 1:  # with one level there is nothing to compare, and no follow-up
         raise UserError(short[0])
     return PlannedFollowUp(factor, tuple(levels), tuple(unavailable))
+
+
+def _settings(model: Located) -> dict[str, Any] | None:
+    """The training settings on a network's card, complete; None where it states none."""
+    stated = model.card.training.get("settings")
+    return with_defaults(stated) if isinstance(stated, Mapping) else None

@@ -20,6 +20,7 @@ from headwork.store.atomic import make_folders, plain_errors, sweep_folder
 from headwork.train.finish import card_name, model_folder
 from headwork.train.loop import Diverged, train
 from headwork.train.recipe import Recipe
+from headwork.train.settings import with_defaults
 
 
 @dataclass(frozen=True)
@@ -100,7 +101,9 @@ def _finished(out: Path, recipe: Recipe, seed: int) -> ModelCard | None:
     record = read_record(out)
     found = record.card.training
     wanted = {"recipe": recipe.name, "seed": seed, "settings": json.loads(json.dumps(recipe.settings()))}
-    if {key: found.get(key) for key in wanted} != wanted:
+    stated = found.get("settings")
+    completed = {**found, "settings": with_defaults(stated) if isinstance(stated, dict) else None}
+    if {key: completed.get(key) for key in wanted} != wanted:
         raise UserError(
             f"{out} already holds {record.name}, which is not {recipe.name} with seed {seed} as this version trains "
             "it; choose another folder or remove it."

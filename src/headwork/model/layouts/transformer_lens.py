@@ -1,9 +1,9 @@
 """TransformerLens's layout: the state dict of a `HookedTransformer`, with its configuration where there is one.
 
 `embed.W_E [d_vocab, d_model]`, `blocks.l.attn.W_Q [head, d_model, d_head]`, `W_O [head, d_head, d_model]`,
-`mlp.W_in [d_model, d_mlp]`, `unembed.W_U [d_model, d_vocab_out]`; under grouped-query attention `_W_K` and `_W_V`.
-The tensors give the sizes, and rotary tables their base and style. The mask says nothing: it is a lower triangle in
-bidirectional networks too, which do not use it.
+`mlp.W_in [d_model, d_mlp]`, `unembed.W_U [d_model, d_vocab_out]`; under grouped-query attention `_W_K` and `_W_V`;
+in SoLU networks `mlp.ln`, a norm of the neurons. The tensors give the sizes, and rotary tables their base and style.
+The mask says nothing: it is a lower triangle in bidirectional networks too, which do not use it.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch import Tensor
 from headwork.errors import UserError
 from headwork.model.config import TransformerConfig
 from headwork.model.layouts.converted import Converted, Settings, Tensors, fuse
-from headwork.model.transformer import rotary_table
+from headwork.model.rotary import rotary_table
 
 _BUFFERS = r"blocks\.\d+\.attn\.(mask|IGNORE|rotary_sin|rotary_cos)"
 _ACTIVATIONS = {
@@ -27,6 +27,8 @@ _ACTIVATIONS = {
     "gelu_fast": "gelu_tanh",
     "gelu_pytorch_tanh": "gelu_tanh",
     "silu": "silu",
+    "solu": "solu",
+    "solu_ln": "solu_ln",
 }
 _NORMS = {"LN": "layernorm", "LNPre": "layernorm", "RMS": "rmsnorm", "RMSPre": "rmsnorm", None: "none"}
 _POSITIONS = {"standard": "learned", "shortformer": "shortformer", "rotary": "rotary"}
@@ -34,15 +36,12 @@ _UNSEEN = "the file does not say, this is TransformerLens's default"
 _DIRECTIONS = {"causal": True, "bidirectional": False}
 # What these say of the forward pass in every network that we can represent; harmless values first.
 _UNSUPPORTED = {
-    "use_local_attn": (False, None),
     "scale_attn_by_inverse_layer_idx": (False, None),
-    "final_rms": (False, None),
     "attn_scores_soft_cap": (-1.0, -1, 0, None),
     "output_logits_soft_cap": (-1.0, -1, 0, None),
     "num_experts": (None,),
     "post_embedding_ln": (False, None),
     "use_normalization_before_and_after": (False, None),
-    "use_qk_norm": (False, None),
     "use_NTK_by_parts_rope": (False, None),
 }
 
@@ -54,11 +53,21 @@ def convert(state: Mapping[str, Any], config: Mapping[str, Any]) -> Converted:
     missing, unknown or of the wrong shape, and for settings that contradict the tensors or are not supported.
     """
     tensors = Tensors(state, "TransformerLens", _BUFFERS)
-    settings = Settings(config)
+    settings = Settings(_renamed(config))
     architecture = _architecture(tensors, settings)
     weights = _weights(tensors, architecture, settings)
     tensors.finish()
     return Converted(architecture, weights, training=settings.rest(), inferred=tuple(settings.inferred))
+
+
+def _renamed(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings under the library's present names: its own toy networks state two of them under older ones."""
+    found = dict(config)
+    if "normalization" in found:
+        found.setdefault("normalization_type", found.pop("normalization"))
+    if "shortformer_pos" in found:
+        found.setdefault("positional_embedding_type", "shortformer" if found.pop("shortformer_pos") else "standard")
+    return found
 
 
 def _architecture(tensors: Tensors, settings: Settings) -> TransformerConfig:
@@ -68,8 +77,10 @@ def _architecture(tensors: Tensors, settings: Settings) -> TransformerConfig:
     first = "blocks.0.attn"
     positions = _positions(tensors, settings)
     norm = _norm(tensors, settings)
+    settings.refuse(final_rms=(False, None, *([True] if norm == "rmsnorm" else [])))
     return TransformerConfig(
         **sizes,
+        **_window(settings, sizes["n_layers"]),
         **_rotary(tensors, settings, d_head) if positions == "rotary" else {},
         positions=positions,
         norm=norm,
@@ -77,6 +88,7 @@ def _architecture(tensors: Tensors, settings: Settings) -> TransformerConfig:
         **_mlp_settings(tensors, settings) if sizes["d_mlp"] else {},
         causal=settings.choose("causal", True, _UNSEEN, "attention_dir", _DIRECTIONS),
         pad_token=settings.raw("pad_token"),
+        qk_norm=f"{first}.q_norm.w" in tensors,
         qkv_bias=f"{first}.b_Q" in tensors,
         out_bias=f"{first}.b_O" in tensors,
         unembed_bias="unembed.b_U" in tensors,
@@ -86,13 +98,29 @@ def _architecture(tensors: Tensors, settings: Settings) -> TransformerConfig:
 
 
 def _mlp_settings(tensors: Tensors, settings: Settings) -> dict[str, Any]:
-    why = "the file does not say; TransformerLens has no default, and small networks mostly use it"
+    usual, why = "relu", "the file does not say; TransformerLens has no default, and small networks mostly use it"
+    if "blocks.0.mlp.ln.w" in tensors:
+        usual, why = "solu_ln", "the file does not say, but has a norm inside the MLP, as SoLU networks do"
     return {
-        "activation": settings.choose("activation", "relu", why, "act_fn", _ACTIVATIONS),
+        "activation": settings.choose("activation", usual, why, "act_fn", _ACTIVATIONS),
         "gated_mlp": "blocks.0.mlp.W_gate" in tensors,
         "parallel": settings.choose("parallel", False, _UNSEEN, "parallel_attn_mlp"),
         "mlp_bias": "blocks.0.mlp.b_out" in tensors,
     }
+
+
+def _window(settings: Settings, n_layers: int) -> dict[str, Any]:
+    """Which layers see a window only, as `attn_types` lists them."""
+    if not settings.raw("use_local_attn"):
+        return {}
+    kinds = settings.raw("attn_types")
+    if not isinstance(kinds, list) or len(kinds) < n_layers or not {"global", "local"}.issuperset(map(str, kinds)):
+        raise UserError(
+            f"The checkpoint's configuration has attn_types = {kinds!r}; one of 'global' and 'local' for each of the "
+            f"{n_layers} layers is expected."
+        )
+    local = tuple(layer for layer in range(n_layers) if kinds[layer] == "local")
+    return {"window": settings.raw("window_size"), "local_layers": local}
 
 
 def _sizes(tensors: Tensors, settings: Settings) -> dict[str, Any]:
@@ -212,10 +240,13 @@ def _weights(tensors: Tensors, c: TransformerConfig, settings: Settings) -> dict
         found |= _normed(tensors, c, f"{here}.ln1")
         if not c.attention_only:
             found |= _mlp(tensors, c, f"{here}.mlp")
+            found |= _neuron_norm(tensors, c, f"{here}.mlp.ln")
             found |= _normed(tensors, c, f"{here}.ln2")
     found |= _normed(tensors, c, "ln_final")
     if c.norm != "none" and "ln_final.w" not in tensors:
         settings.inferred.append("the norms have gain 1 and bias 0: the file has no norm weights")
+    if c.neuron_norm and "blocks.0.mlp.ln.w" not in tensors:
+        settings.inferred.append("the norms inside the MLPs have gain 1 and bias 0: the file has no weights for them")
     found["unembed.weight"] = tensors.take("unembed.W_U", c.d_model, c.outputs).T
     if c.unembed_bias:
         found["unembed.bias"] = tensors.take("unembed.b_U", c.outputs)
@@ -232,6 +263,8 @@ def _attention(tensors: Tensors, c: TransformerConfig, here: str) -> dict[str, T
         ),
         f"{here}.out.weight": tensors.take(f"{here}.W_O", c.n_heads, c.d_head, c.d_model).flatten(0, 1).T,
     }
+    if c.qk_norm:
+        found |= {f"{here}.{which}.w": tensors.take(f"{here}.{which}.w", c.d_head) for which in ("q_norm", "k_norm")}
     if c.qkv_bias:
         found[f"{here}.qkv.bias"] = fuse(
             tensors.take(f"{here}.{mark}b_{which}", n, c.d_head) for which, (mark, n) in heads.items()
@@ -256,6 +289,14 @@ def _mlp(tensors: Tensors, c: TransformerConfig, here: str) -> dict[str, Tensor]
         found[f"{here}.inward.bias"] = bias.new_zeros(2 * c.d_mlp) if c.gated_mlp else bias
         found[f"{here}.outward.bias"] = tensors.take(f"{here}.b_out", c.d_model) + carried
     return found
+
+
+def _neuron_norm(tensors: Tensors, c: TransformerConfig, here: str) -> dict[str, Tensor]:
+    if not c.neuron_norm:
+        return {}
+    if "blocks.0.mlp.ln.w" not in tensors:
+        return {f"{here}.w": torch.ones(c.d_mlp), f"{here}.b": torch.zeros(c.d_mlp)}
+    return {f"{here}.{part}": tensors.take(f"{here}.{part}", c.d_mlp) for part in "wb"}
 
 
 def _normed(tensors: Tensors, c: TransformerConfig, here: str) -> dict[str, Tensor]:
