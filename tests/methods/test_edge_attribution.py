@@ -12,7 +12,7 @@ import pytest
 import torch
 import xarray
 from tests.architectures import ARCHITECTURES, BATCH, LENGTH, network, prompts
-from tests.methods.split_inputs import slow_edges
+from tests.methods.split_inputs import slow_edges, slow_edges_between_outputs
 from tests.oracle import oracle_sites
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -20,7 +20,7 @@ from torch.utils._pytree import tree_leaves
 
 from headwork.engine.metrics import LogitDifference, Loss, Metric
 from headwork.errors import UserError
-from headwork.methods.edge_attribution import Variant, bytes_at_once, bytes_per_pair, edge_attribution
+from headwork.methods.edge_attribution import VARIANTS, Variant, bytes_at_once, bytes_per_pair, edge_attribution
 from headwork.methods.graph import graph
 from headwork.model.initialise import initialise
 from headwork.model.transformer import Transformer
@@ -75,6 +75,14 @@ def test_scores_equal_the_slow_twin(name: str, variant: Variant) -> None:
     equal(found, expected)
 
 
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_scores_between_outputs_equal_the_slow_twin(name: str) -> None:
+    model, clean, corrupt = case(name)
+    corrupt[0, 0] = clean[0, 0]
+    found = edge_attribution(model, clean, corrupt, difference(), variant="activations", steps=3, per_example=True)
+    equal(found, slow_edges_between_outputs(model, clean, corrupt, slow_difference, SHARES["inputs"]))
+
+
 @pytest.mark.parametrize("name", ["gpt2", "neox", "llama", "shortformer", "bidirectional-pad"])
 @pytest.mark.parametrize("shared", [1, 3, 4])
 def test_prompts_that_begin_alike_and_losses_at_many_positions_equal_the_slow_twin(name: str, shared: int) -> None:
@@ -90,12 +98,14 @@ def test_prompts_that_begin_alike_and_losses_at_many_positions_equal_the_slow_tw
     equal(found, slow_edges(model, clean, corrupt, slow_loss, SHARES["inputs"]))
 
 
-def test_weights_without_gradients_give_the_same_scores() -> None:
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_weights_without_gradients_give_the_same_scores(variant: Variant) -> None:
     model, clean, corrupt = case("gpt2")
-    expected = edge_attribution(model, clean, corrupt, difference())
+    expected = edge_attribution(model, clean, corrupt, difference(), variant=variant)
     with torch.no_grad():
-        xarray.testing.assert_identical(edge_attribution(model, clean, corrupt, difference()), expected)
-    frozen = edge_attribution(model.requires_grad_(False), clean, corrupt, difference())
+        inside = edge_attribution(model, clean, corrupt, difference(), variant=variant)
+    xarray.testing.assert_identical(inside, expected)
+    frozen = edge_attribution(model.requires_grad_(False), clean, corrupt, difference(), variant=variant)
     xarray.testing.assert_allclose(frozen, expected, rtol=1e-12)
 
 
@@ -206,9 +216,10 @@ class _Peak(TorchDispatchMode):
         self.alive -= size
 
 
+@pytest.mark.parametrize("variant", ["inputs", "activations"])
 @pytest.mark.parametrize("start", [0, 60])
 @pytest.mark.parametrize("name", ["attention-only-rotary-part", "gpt2", "neox", "llama", "shortformer", "mix-causal"])
-def test_memory_stays_under_the_limit(name: str, start: int) -> None:
+def test_memory_stays_under_the_limit(name: str, start: int, variant: Variant) -> None:
     length = 64
     model = initialise(dataclasses.replace(ARCHITECTURES[name], n_ctx=length), 0).double()
     clean, corrupt = (torch.full((3, length), token) for token in (1, 2))
@@ -217,7 +228,7 @@ def test_memory_stays_under_the_limit(name: str, start: int) -> None:
     metric = Loss(torch.ones_like(clean), where)
     need = bytes_at_once(model) + bytes_per_pair(model, length, start if model.config.causal else 0, start)
     with _Peak() as peak:
-        edge_attribution(model, clean, corrupt, metric, variant="inputs", steps=2, memory=need)
+        edge_attribution(model, clean, corrupt, metric, variant=variant, steps=2, memory=need)
     assert peak.most < need
     assert need < 4 * peak.most
 
