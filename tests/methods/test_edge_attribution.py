@@ -162,6 +162,7 @@ def test_the_mean_over_prompts_is_labelled_and_blank_where_there_is_no_edge(name
     edges = graph(model.config)
     each = edge_attribution(model, clean, corrupt, difference(), variant="inputs", per_example=True)
     mean = edge_attribution(model, clean, corrupt, difference(), variant="inputs")
+    assert list(each["prompt"].values) == ["0", "1", "2"]
     assert each.dims == ("prompt", "writer", "reader")
     assert mean.dims == ("writer", "reader")
     assert list(mean["writer"].values) == [str(w) for w in edges.writers]
@@ -280,8 +281,8 @@ def test_a_metric_of_ones_own_is_taken_whole_but_cut_only_as_a_dataclass() -> No
 @pytest.mark.parametrize(
     "metric, message",
     [
-        (_Flat(), r"The metric gave \[3, 5\] for 3 examples"),
-        (_Own(float("nan")), "The metric is nan for an example"),
+        (_Flat(), r"The metric gave \[3, 5\] for 3 prompts"),
+        (_Own(float("nan")), "The metric gave nan for prompt 0"),
         (_Constant(), "The metric has no gradient"),
     ],
 )
@@ -295,9 +296,9 @@ def test_a_metric_that_cannot_be_used_is_named(metric: Metric, message: str) -> 
 @pytest.mark.usefixtures("unchecked")
 def test_pairs_that_are_none_are_named_before_any_work() -> None:
     model, clean, corrupt = case("bidirectional-pad")
-    with pytest.raises(UserError, match=r"clean prompts are \[3, 5\] and the corrupt ones \[3, 4\]"):
+    with pytest.raises(UserError, match=r"shape \[3, 5\], the corrupt ones \[3, 4\]"):
         edge_attribution(model, clean, corrupt[:, :4], difference())
-    with pytest.raises(UserError, match="pair 1 are identical"):
+    with pytest.raises(UserError, match=r"the same prompt in 1 of 3 pairs \(1\)"):
         edge_attribution(model, clean, torch.where(torch.arange(3)[:, None] == 1, clean, corrupt), difference())
     corrupt[0, 4] = 0
     with pytest.raises(UserError, match="padding"):
@@ -305,7 +306,7 @@ def test_pairs_that_are_none_are_named_before_any_work() -> None:
 
 
 @pytest.mark.usefixtures("unchecked")
-def test_variants_steps_and_limits_that_do_not_exist_are_named() -> None:
+def test_variants_steps_metrics_and_limits_that_do_not_fit_are_named() -> None:
     model, clean, corrupt = case("gpt2")
     with pytest.raises(UserError, match="Unknown variant of edge attribution 'input': the nearest valid one is inputs"):
         edge_attribution(model, clean, corrupt, difference(), variant="input")  # type: ignore[arg-type]
@@ -313,3 +314,5 @@ def test_variants_steps_and_limits_that_do_not_exist_are_named() -> None:
         edge_attribution(model, clean, corrupt, difference(), variant="inputs", steps=0)
     with pytest.raises(UserError, match="one pair of 5 tokens needs"):
         edge_attribution(model, clean, corrupt, difference(), memory=1000)
+    with pytest.raises(UserError, match="The logit difference is for 3 prompts, but there are 2"):
+        edge_attribution(model, clean[:2], corrupt[:2], difference())

@@ -11,14 +11,13 @@ products.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Iterator, Mapping
 from itertools import chain
 from typing import TYPE_CHECKING, Literal, get_args
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from headwork.engine.metrics import Metric
@@ -34,6 +33,7 @@ from headwork.methods.edge_gradients import (
     writing_sites,
 )
 from headwork.methods.graph import graph
+from headwork.methods.prompt_pairs import CheckedMetric, PromptPairs, checked_metric, of_rows
 from headwork.model.config import TransformerConfig
 from headwork.model.sites import layer_of
 from headwork.model.transformer import Transformer
@@ -64,40 +64,43 @@ def edge_attribution(
     Where the gradient is taken: `eap`, in the clean run; `clean-corrupt`, the mean of the clean and the corrupt run;
     `inputs`, the mean over `steps` runs on embeddings corrupt + k/steps · (clean − corrupt), k = 1 … steps;
     `activations`, for each layer's heads or MLP, the mean over `steps` otherwise clean runs in which their outputs are
-    such mixtures. Scores are means over prompts, or `[prompt, writer, reader]`
-    with `per_example`; pairs of nodes without an edge are NaN. Writers and readers are named as in
-    `headwork.methods.graph`.
+    such mixtures. Scores are means over prompts, or `[prompt, writer, reader]` with `per_example`; nodes without an
+    edge between them have NaN. Writers and readers are named as in `headwork.methods.graph`.
 
     `memory` (bytes, without the weights) bounds how many pairs are held at once; left out, half a gigabyte, or one
     pair. Where the pairs do not fit at once the metric must be a dataclass whose tensors have one row per prompt, as
     the engine's are. `progress` is called with the number of pairs done since the last call.
 
     Raises `UserError`, before any work, for prompts that differ in shape or padding or not at all, an unknown variant,
-    and a limit that one pair exceeds; for a metric with a wrong shape, without a gradient or not finite, at its first
-    use.
+    a metric of other prompts, and a limit that one pair exceeds; for a metric with a wrong shape, without a gradient or
+    not finite, at its first use.
     """
     import xarray
 
-    before, after = _pairs(model, clean, corrupt)
     fractions = _fractions(variant, steps)
-    batch, length = before.shape
+    pairs = PromptPairs(as_tokens(model, clean), as_tokens(model, corrupt)).on(model)
+    batch, length = pairs.clean.shape
+    checked_metric(model, metric, pairs.labels, length)
     read = metric.reads(length)
-    start = min(int((before != after).any(0).nonzero()[0]), read) if model.config.causal else 0
+    start = min(pairs.start(model.config), read)
     size = _pairs_at_once(model, batch, length, start, read, memory)
     edges = graph(model.config)
     found = []
     for first in range(0, batch, size):
         part = slice(first, min(first + size, batch))
-        chosen = metric if size == batch else _rows(metric, part, batch)
-        scores = _scores(model, before[part], after[part], chosen, variant, fractions, start).cpu().double()
+        held = pairs.part(part)
+        chosen = CheckedMetric(of_rows(metric, part, batch), held.labels)
+        scores = _scores(model, held, chosen, variant, fractions, start).cpu().double()
         found.append(scores if per_example else scores.sum(0, keepdim=True))
         if progress:
             progress(len(scores))
     total = torch.cat(found) if per_example else torch.cat(found).sum(0) / batch
+    coords = {"writer": [str(w) for w in edges.writers], "reader": [str(r) for r in edges.readers]}
+    coords |= {"prompt": list(pairs.labels)} if per_example else {}
     return xarray.DataArray(
         np.where(edges.visible, total.numpy(), np.nan),
         dims=("prompt", "writer", "reader") if per_example else ("writer", "reader"),
-        coords={"writer": [str(w) for w in edges.writers], "reader": [str(r) for r in edges.readers]},
+        coords=coords,
         name="edge_attribution",
         attrs={
             "variant": variant,
@@ -107,23 +110,6 @@ def edge_attribution(
             "direction": "corrupt − clean",
         },
     )
-
-
-def _pairs(model: Transformer, clean: Tokens, corrupt: Tokens) -> tuple[Int[Tensor, "b p"], Int[Tensor, "b p"]]:
-    """Both as tokens, checked to be pairs."""
-    before, after = as_tokens(model, clean), as_tokens(model, corrupt)
-    if before.shape != after.shape:
-        raise UserError(
-            f"The clean prompts are {list(before.shape)} and the corrupt ones {list(after.shape)}; each clean prompt "
-            "needs a corrupt one of the same length."
-        )
-    same = (before == after).all(1).nonzero()
-    if len(same):
-        raise UserError(f"The clean and the corrupt prompt of pair {int(same[0])} are identical; they must differ.")
-    pad = model.config.pad_token
-    if pad is not None and bool(((before == pad) != (after == pad)).any()):
-        raise UserError(f"Clean and corrupt prompts must have padding (token {pad}) at the same positions.")
-    return before, after
 
 
 def _fractions(variant: Variant, steps: int) -> list[float]:
@@ -178,37 +164,19 @@ def bytes_per_pair(model: Transformer, length: int, start: int = 0, read: int = 
     return floats * model.embed.weight.element_size()
 
 
-def _rows(metric: Metric, part: slice, batch: int) -> Metric:
-    """The metric of some of the prompts."""
-    if not dataclasses.is_dataclass(metric) or isinstance(metric, type):
-        raise UserError(
-            f"The {batch} pairs do not fit the memory at once, and the metric {type(metric).__name__} is no dataclass "
-            "that could be cut to fewer prompts; give a higher limit or one of headwork.engine.metrics."
-        )
-    values = {f.name: getattr(metric, f.name) for f in dataclasses.fields(metric) if f.init}
-    cut = {name: v[part] for name, v in values.items() if isinstance(v, Tensor) and v.dim() and len(v) == batch}
-    return dataclasses.replace(metric, **cut)
-
-
 def _scores(
-    model: Transformer,
-    before: Int[Tensor, "b length"],
-    after: Int[Tensor, "b length"],
-    metric: Metric,
-    variant: Variant,
-    fractions: list[float],
-    start: int,
+    model: Transformer, pairs: PromptPairs, metric: Metric, variant: Variant, fractions: list[float], start: int
 ) -> Float[Tensor, "b writer reader"]:
     """The scores of a chunk of pairs, each on its own; pairs of nodes without an edge are 0."""
     config, edges = model.config, graph(model.config)
-    prompts, everyone = prompts_from(model, before, start), slice(0, len(edges.writers))
+    prompts, everyone = prompts_from(model, pairs.clean, start), slice(0, len(edges.writers))
     with torch.no_grad():
-        embedded, other = model.embedded(before, start=start), model.embedded(after, start=start)
+        embedded, other = model.embedded(pairs.clean, start=start), model.embedded(pairs.corrupt, start=start)
         _, corrupt = prompts.run(Point(other, everyone), writing_sites(config))
     keep = {*writing_sites(config), *(f"blocks.{layer}.resid_pre" for layer in range(config.n_layers))}
     found = gradients(prompts, Point(embedded, everyone), metric, keep)
     clean = found.sites
-    scores = embedded.new_zeros(len(before), *edges.visible.shape)
+    scores = embedded.new_zeros(len(pairs.clean), *edges.visible.shape)
     with torch.no_grad():
         change = other - embedded
         changes = writers_changes(model, change, clean, corrupt)

@@ -130,22 +130,12 @@ def gradients(prompts: Prompts, point: Point, metric: Metric, keep: Iterable[str
     with torch.enable_grad():
         entry = Point(point.resid.detach().requires_grad_(), point.writers, point.layer, point.given)
         final, kept = prompts.run(entry, {*stay, *wanted})
-        values = _checked(metric(prompts.model, final, prompts.start), len(prompts.tokens))
+        values = metric(prompts.model, final, prompts.start)
+        if not values.requires_grad:
+            raise UserError("The metric has no gradient: it must be computed from the residual stream it is given.")
         inputs = [*(kept[site] for site in wanted), final]
         *slopes, at_final = torch.autograd.grad(values.sum(), inputs, materialize_grads=True)
     return Gradients(point, dict(zip(wanted, slopes)), at_final, {site: kept[site].detach() for site in stay})
-
-
-def _checked(values: Tensor, batch: int) -> Float[Tensor, " b"]:
-    if values.shape != (batch,):
-        raise UserError(f"The metric gave {list(values.shape)} for {batch} examples; one each is needed.")
-    wrong = (~values.isfinite()).nonzero()
-    if len(wrong):
-        value = float(values.detach()[wrong[0]])
-        raise UserError(f"The metric is {value} for an example; it must be finite to have a gradient.")
-    if not values.requires_grad:
-        raise UserError("The metric has no gradient: it must be computed from the residual stream it is given.")
-    return values
 
 
 def add_scores(
