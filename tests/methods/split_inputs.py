@@ -7,7 +7,7 @@ reader's input. It shares no code with the package but the names under which wei
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -56,12 +56,38 @@ def slow_edges(
     return found
 
 
+def slow_edges_between_outputs(
+    model: Transformer, clean: Tensor, corrupt: Tensor, metric: Final, steps: list[float]
+) -> dict[tuple[str, str], Tensor]:
+    """The same, where each gradient's run is clean but for one layer's heads, its MLP, or the embedding."""
+    start = embeddings(model, clean)
+    before = forward(model, clean, start)[0].outputs
+    after = forward(model, corrupt, embeddings(model, corrupt))[0].outputs
+    found: dict[tuple[str, str], Tensor] = {}
+    for group in dict.fromkeys(name.split(".")[0] for name in before):
+        members = [name for name in before if name.split(".")[0] == group]
+        for share in steps:
+            mixed = {name: (share * before[name] + (1 - share) * after[name]).detach() for name in members}
+            noted, logits = forward(model, clean, mixed.get("embed", start), mixed)
+            names = [r for r in noted.leaves if members[0] in noted.heard[r]]
+            grads = torch.autograd.grad(metric(logits).sum(), [noted.leaves[n] for n in names])
+            for reader, gradient in zip(names, grads):
+                for writer in members:
+                    score = ((after[writer] - before[writer]) * gradient).sum((1, 2)).detach() / len(steps)
+                    found[writer, reader] = found.get((writer, reader), torch.zeros(len(clean))) + score
+    return found
+
+
 def embeddings(model: Transformer, tokens: Tensor) -> Stream:
     x = model.W_E[tokens]
     return (x + model.W_pos[: tokens.shape[1]] if model.config.positions == "learned" else x).detach()
 
 
-def forward(model: Transformer, tokens: Tensor, stream: Stream) -> tuple[Pass, Tensor]:
+def forward(
+    model: Transformer, tokens: Tensor, stream: Stream, put: Mapping[str, Tensor] | None = None
+) -> tuple[Pass, Tensor]:
+    """Everything noted on the way, and the logits; the writers in `put` write that instead."""
+    put = put or {}
     c, noted = model.config, Pass(tokens)
     noted.outputs["embed"] = stream
     writers = ["embed"]
@@ -69,6 +95,7 @@ def forward(model: Transformer, tokens: Tensor, stream: Stream) -> tuple[Pass, T
         added, names = torch.zeros_like(stream), []
         for head in range(c.n_heads):
             out = attend(c, block.attn, block.ln1, stream, layer, head, noted, writers, model)
+            out = put.get(f"{layer}.{head}", out)
             noted.outputs[f"{layer}.{head}"] = out
             added = added + out
             names.append(f"{layer}.{head}")
@@ -77,7 +104,7 @@ def forward(model: Transformer, tokens: Tensor, stream: Stream) -> tuple[Pass, T
         if c.d_mlp:
             hears = writers if c.parallel else writers + names
             read = noted.own(f"m{layer}", stream if c.parallel else stream + added, hears)
-            noted.outputs[f"m{layer}"] = out = mlp(c, block.mlp, normed(c, block.ln2, read))
+            noted.outputs[f"m{layer}"] = out = put.get(f"m{layer}", mlp(c, block.mlp, normed(c, block.ln2, read)))
             added = added + out
             names.append(f"m{layer}")
         stream, writers = stream + added, writers + names

@@ -12,7 +12,7 @@ import pytest
 import torch
 import xarray
 from tests.architectures import ARCHITECTURES, BATCH, LENGTH, network, prompts
-from tests.methods.split_inputs import slow_edges
+from tests.methods.split_inputs import slow_edges, slow_edges_between_outputs
 from tests.oracle import oracle_sites
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -20,7 +20,7 @@ from torch.utils._pytree import tree_leaves
 
 from headwork.engine.metrics import LogitDifference, Loss, Metric
 from headwork.errors import UserError
-from headwork.methods.edge_attribution import Variant, bytes_at_once, bytes_per_pair, edge_attribution
+from headwork.methods.edge_attribution import VARIANTS, Variant, bytes_at_once, bytes_per_pair, edge_attribution
 from headwork.methods.graph import graph
 from headwork.model.initialise import initialise
 from headwork.model.transformer import Transformer
@@ -75,6 +75,14 @@ def test_scores_equal_the_slow_twin(name: str, variant: Variant) -> None:
     equal(found, expected)
 
 
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_scores_between_outputs_equal_the_slow_twin(name: str) -> None:
+    model, clean, corrupt = case(name)
+    corrupt[0, 0] = clean[0, 0]
+    found = edge_attribution(model, clean, corrupt, difference(), variant="activations", steps=3, per_example=True)
+    equal(found, slow_edges_between_outputs(model, clean, corrupt, slow_difference, SHARES["inputs"]))
+
+
 @pytest.mark.parametrize("name", ["gpt2", "neox", "llama", "shortformer", "bidirectional-pad"])
 @pytest.mark.parametrize("shared", [1, 3, 4])
 def test_prompts_that_begin_alike_and_losses_at_many_positions_equal_the_slow_twin(name: str, shared: int) -> None:
@@ -90,12 +98,14 @@ def test_prompts_that_begin_alike_and_losses_at_many_positions_equal_the_slow_tw
     equal(found, slow_edges(model, clean, corrupt, slow_loss, SHARES["inputs"]))
 
 
-def test_weights_without_gradients_give_the_same_scores() -> None:
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_weights_without_gradients_give_the_same_scores(variant: Variant) -> None:
     model, clean, corrupt = case("gpt2")
-    expected = edge_attribution(model, clean, corrupt, difference())
+    expected = edge_attribution(model, clean, corrupt, difference(), variant=variant)
     with torch.no_grad():
-        xarray.testing.assert_identical(edge_attribution(model, clean, corrupt, difference()), expected)
-    frozen = edge_attribution(model.requires_grad_(False), clean, corrupt, difference())
+        inside = edge_attribution(model, clean, corrupt, difference(), variant=variant)
+    xarray.testing.assert_identical(inside, expected)
+    frozen = edge_attribution(model.requires_grad_(False), clean, corrupt, difference(), variant=variant)
     xarray.testing.assert_allclose(frozen, expected, rtol=1e-12)
 
 
@@ -152,6 +162,7 @@ def test_the_mean_over_prompts_is_labelled_and_blank_where_there_is_no_edge(name
     edges = graph(model.config)
     each = edge_attribution(model, clean, corrupt, difference(), variant="inputs", per_example=True)
     mean = edge_attribution(model, clean, corrupt, difference(), variant="inputs")
+    assert list(each["prompt"].values) == ["0", "1", "2"]
     assert each.dims == ("prompt", "writer", "reader")
     assert mean.dims == ("writer", "reader")
     assert list(mean["writer"].values) == [str(w) for w in edges.writers]
@@ -206,9 +217,10 @@ class _Peak(TorchDispatchMode):
         self.alive -= size
 
 
+@pytest.mark.parametrize("variant", ["inputs", "activations"])
 @pytest.mark.parametrize("start", [0, 60])
 @pytest.mark.parametrize("name", ["attention-only-rotary-part", "gpt2", "neox", "llama", "shortformer", "mix-causal"])
-def test_memory_stays_under_the_limit(name: str, start: int) -> None:
+def test_memory_stays_under_the_limit(name: str, start: int, variant: Variant) -> None:
     length = 64
     model = initialise(dataclasses.replace(ARCHITECTURES[name], n_ctx=length), 0).double()
     clean, corrupt = (torch.full((3, length), token) for token in (1, 2))
@@ -217,7 +229,7 @@ def test_memory_stays_under_the_limit(name: str, start: int) -> None:
     metric = Loss(torch.ones_like(clean), where)
     need = bytes_at_once(model) + bytes_per_pair(model, length, start if model.config.causal else 0, start)
     with _Peak() as peak:
-        edge_attribution(model, clean, corrupt, metric, variant="inputs", steps=2, memory=need)
+        edge_attribution(model, clean, corrupt, metric, variant=variant, steps=2, memory=need)
     assert peak.most < need
     assert need < 4 * peak.most
 
@@ -269,8 +281,8 @@ def test_a_metric_of_ones_own_is_taken_whole_but_cut_only_as_a_dataclass() -> No
 @pytest.mark.parametrize(
     "metric, message",
     [
-        (_Flat(), r"The metric gave \[3, 5\] for 3 examples"),
-        (_Own(float("nan")), "The metric is nan for an example"),
+        (_Flat(), r"The metric gave \[3, 5\] for 3 prompts"),
+        (_Own(float("nan")), "The metric gave nan for prompt 0"),
         (_Constant(), "The metric has no gradient"),
     ],
 )
@@ -284,9 +296,9 @@ def test_a_metric_that_cannot_be_used_is_named(metric: Metric, message: str) -> 
 @pytest.mark.usefixtures("unchecked")
 def test_pairs_that_are_none_are_named_before_any_work() -> None:
     model, clean, corrupt = case("bidirectional-pad")
-    with pytest.raises(UserError, match=r"clean prompts are \[3, 5\] and the corrupt ones \[3, 4\]"):
+    with pytest.raises(UserError, match=r"shape \[3, 5\], the corrupt ones \[3, 4\]"):
         edge_attribution(model, clean, corrupt[:, :4], difference())
-    with pytest.raises(UserError, match="pair 1 are identical"):
+    with pytest.raises(UserError, match=r"the same prompt in 1 of 3 pairs \(1\)"):
         edge_attribution(model, clean, torch.where(torch.arange(3)[:, None] == 1, clean, corrupt), difference())
     corrupt[0, 4] = 0
     with pytest.raises(UserError, match="padding"):
@@ -294,7 +306,7 @@ def test_pairs_that_are_none_are_named_before_any_work() -> None:
 
 
 @pytest.mark.usefixtures("unchecked")
-def test_variants_steps_and_limits_that_do_not_exist_are_named() -> None:
+def test_variants_steps_metrics_and_limits_that_do_not_fit_are_named() -> None:
     model, clean, corrupt = case("gpt2")
     with pytest.raises(UserError, match="Unknown variant of edge attribution 'input': the nearest valid one is inputs"):
         edge_attribution(model, clean, corrupt, difference(), variant="input")  # type: ignore[arg-type]
@@ -302,3 +314,5 @@ def test_variants_steps_and_limits_that_do_not_exist_are_named() -> None:
         edge_attribution(model, clean, corrupt, difference(), variant="inputs", steps=0)
     with pytest.raises(UserError, match="one pair of 5 tokens needs"):
         edge_attribution(model, clean, corrupt, difference(), memory=1000)
+    with pytest.raises(UserError, match="The logit difference is for 3 prompts, but there are 2"):
+        edge_attribution(model, clean[:2], corrupt[:2], difference())
