@@ -136,22 +136,26 @@ def attend(
         weight = {"q": attn.W_Q, "k": attn.W_K, "v": attn.W_V}[part][index]
         bias = {"q": attn.b_Q, "k": attn.b_K, "v": attn.b_V}[part][index]
         parts[part] = read @ weight + bias
+    if c.qk_norm:
+        for part, gain in (("q", attn.q_norm.w), ("k", attn.k_norm.w)):
+            parts[part] = parts[part] / (parts[part].pow(2).mean(-1, keepdim=True) + c.norm_eps).sqrt() * gain
     q, k = (turned(c, parts[part]) if c.positions == "rotary" else parts[part] for part in "qk")
     scores = torch.einsum("bqd,bkd->bqk", q, k) * (c.attention_scale or 1 / math.sqrt(c.d_head))
-    sees = seen(c, noted.tokens)
+    sees = seen(c, noted.tokens, c.window if layer in c.local_layers else None)
     weights = torch.where(sees, scores.exp(), 0.0)
     total = weights.sum(-1, keepdim=True)
     pattern = c.attention_mix * weights / torch.where(total > 0, total, 1.0) + (1 - c.attention_mix) * sees.to(q)
     return pattern @ parts["v"] @ attn.W_O[head]
 
 
-def seen(c: TransformerConfig, tokens: Tensor) -> Tensor:
+def seen(c: TransformerConfig, tokens: Tensor, window: int | None) -> Tensor:
     batch, length = tokens.shape
     found = torch.zeros(batch, length, length, dtype=torch.bool)
     for b in range(batch):
         for query in range(length):
             for key in range(length):
-                found[b, query, key] = (key <= query or not c.causal) and int(tokens[b, key]) != c.pad_token
+                near = window is None or abs(query - key) < window
+                found[b, query, key] = near and (key <= query or not c.causal) and int(tokens[b, key]) != c.pad_token
     return found
 
 
@@ -160,12 +164,21 @@ def turned(c: TransformerConfig, x: Tensor) -> Tensor:
     columns = list(x.unbind(-1))
     for i in range(r // 2):
         a, b = (i, i + r // 2) if c.rotary_style == "half" else (2 * i, 2 * i + 1)
-        angle = torch.arange(x.shape[1], dtype=x.dtype) / c.rotary_base ** (2 * i / r)
+        angle = torch.arange(x.shape[1], dtype=x.dtype) * speed(c, c.rotary_base ** (-2 * i / r))
         columns[a], columns[b] = (
             columns[a] * angle.cos() - columns[b] * angle.sin(),
             columns[b] * angle.cos() + columns[a] * angle.sin(),
         )
     return torch.stack(columns, -1)
+
+
+def speed(c: TransformerConfig, plain: float) -> float:
+    """Radians a position, slowed for pairs that turn seldom where the configuration says so (Llama 3.1)."""
+    if c.rotary_factor is None:
+        return plain
+    turns = c.rotary_trained_ctx * plain / (2 * math.pi)
+    kept = min(1.0, max(0.0, (turns - c.rotary_low_factor) / (c.rotary_high_factor - c.rotary_low_factor)))
+    return (1 - kept) * plain / c.rotary_factor + kept * plain
 
 
 def normed(c: TransformerConfig, norm: torch.nn.Module, x: Tensor) -> Tensor:
@@ -184,6 +197,12 @@ def mlp(c: TransformerConfig, layer: torch.nn.Module, x: Tensor) -> Tensor:
     assert isinstance(outward, torch.nn.Linear)
     inner = x @ inward.weight.T + (0.0 if inward.bias is None else inward.bias)
     post = activated(c, inner[..., : c.d_mlp])
+    if c.activation == "solu_ln":
+        neurons = layer.ln
+        assert isinstance(neurons, Norm)
+        post = post - post.mean(-1, keepdim=True)
+        post = post / (post.pow(2).mean(-1, keepdim=True) + c.norm_eps).sqrt() * neurons.w
+        post = post if neurons.b is None else post + neurons.b
     if c.gated_mlp:
         post = post * inner[..., c.d_mlp :]
     return post @ outward.weight.T + (0.0 if outward.bias is None else outward.bias)
@@ -194,6 +213,8 @@ def activated(c: TransformerConfig, x: Tensor) -> Tensor:
         return torch.where(x > 0, x, 0.0)
     if c.activation == "silu":
         return x / (1 + (-x).exp())
+    if c.activation in ("solu", "solu_ln"):
+        return x * x.exp() / x.exp().sum(-1, keepdim=True)
     if c.activation == "gelu":
         return x * (1 + torch.erf(x / math.sqrt(2))) / 2
     return x * (1 + torch.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))) / 2

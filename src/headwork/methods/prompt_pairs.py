@@ -96,7 +96,7 @@ class CheckedMetric:
         wrong = (~values.isfinite()).nonzero()[:, 0].tolist()
         if wrong:
             raise UserError(
-                f"The metric gave {float(values[wrong[0]])} for prompt {self.labels[wrong[0]]}; it must give a finite "
+                f"The metric gave {values[wrong[0]].item()} for prompt {self.labels[wrong[0]]}; it must give a finite "
                 "number for each prompt."
             )
         return values
