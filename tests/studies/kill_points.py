@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import xarray
 from tests.studies import fake
 from tests.studies.fake_finding import measure
 
@@ -81,8 +80,7 @@ def kill_at(nth: int, place: Path) -> None:
     for operation in OPERATIONS:
         watch(disk, operation)
     watch(Path, "write_text", lambda path, text, **_: path)
-    watch(xarray.Dataset, "to_netcdf", lambda data, path, **_: path)
-    watch(xarray.DataTree, "to_netcdf", lambda data, path, **_: path)
+    watch(Path, "write_bytes", lambda path, data: path)
 
 
 def published(place: Path) -> list[str]:

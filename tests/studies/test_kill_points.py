@@ -25,7 +25,7 @@ def test_killed_at_every_change_of_the_disk(zoo: Path, tmp_path: Path) -> None:
     *killed, last = [one["killed"] for one in seen]
     assert len(killed) > 60
     assert last is None
-    assert {"create", "write", "fsync", "rename", "mkdir", "write_text", "to_netcdf"} <= set(killed)
+    assert {"create", "write", "fsync", "rename", "mkdir", "write_text", "write_bytes"} <= set(killed)
     finished = seen[-1]["next"]
     assert finished["from_store"]
     assert seen[-1]["published"] == FILES
