@@ -111,7 +111,12 @@ def test_a_control_can_be_asked_for_with_the_default_seeds_though_the_zoo_has_on
 def test_stopping_with_the_keyboard_leaves_one_line_and_nothing_half_written(
     empty_folder: Path, command: tuple[str, ...]
 ) -> None:
-    process = subprocess.Popen([sys.executable, "-m", "headwork", *command], stderr=-1, stdout=-1, text=True)
+    # A runner in the background may have been started with SIGINT ignored, which children inherit.
+    as_found = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        process = subprocess.Popen([sys.executable, "-m", "headwork", *command], stderr=-1, stdout=-1, text=True)
+    finally:
+        signal.signal(signal.SIGINT, as_found)
     assert process.stderr is not None
     assert process.stderr.readline().partition("%")[0].strip() in ("0", "1")
     process.send_signal(signal.SIGINT)

@@ -176,7 +176,9 @@ def test_an_error_stops_the_others_and_keeps_what_is_finished(
 def test_ctrl_c_stops_all_and_keeps_what_is_finished(
     finding: Finding, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    started, stopped = threading.Barrier(2), []
+    started, stopped = threading.Barrier(2, timeout=60), []
+    # A runner in the background may have been started with SIGINT ignored.
+    as_found = signal.signal(signal.SIGINT, signal.default_int_handler)
 
     def interrupt(model: str, progress: Callable[[float], None]) -> None:
         if model != "strong":
@@ -195,8 +197,11 @@ def test_ctrl_c_stops_all_and_keeps_what_is_finished(
     before = torch.get_num_threads()
     with monkeypatch.context() as patch:
         patch.setattr(measure, "interrupt", interrupt)
-        with pytest.raises(KeyboardInterrupt):
-            execute(finding, tasks, store, "cpu", nobody)
+        try:
+            with pytest.raises(KeyboardInterrupt):
+                execute(finding, tasks, store, "cpu", nobody)
+        finally:
+            signal.signal(signal.SIGINT, as_found)
     assert len(stopped) == 2
     assert measure.measured == ["strong"]
     assert len(store.entries("run")) == 1
