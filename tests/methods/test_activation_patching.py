@@ -21,8 +21,8 @@ from headwork.engine.run import run
 from headwork.errors import UserError
 from headwork.methods import activation_patching as module
 from headwork.methods.activation_patching import By, Direction, activation_patching
-from headwork.methods.prompt_pairs import PromptPairs
 from headwork.model.transformer import NO_TAP, Transformer
+from headwork.tasks.prompt_pairs import PromptPairs
 
 # Two that are parallel or share keys, one that looks ahead, and one of each way to place tokens.
 NETWORKS = ("gpt2", "neox", "llama", "one-kv-head", "attention-only-rotary-half", "shortformer", "bidirectional-pad")

@@ -89,6 +89,43 @@ class Loss:
         return int(self.where.any(0).nonzero()[0])
 
 
+@dataclass(frozen=True, eq=False)
+class KLDivergence:
+    """KL(reference ‖ network) in nats at one position of each example; `reference` are log-probabilities."""
+
+    positions: Int[Tensor, " batch"]
+    reference: Float[Tensor, "batch d_vocab_out"]
+
+    def __post_init__(self) -> None:
+        if self.positions.dim() != 1 or self.reference.dim() != 2 or len(self.positions) != len(self.reference):
+            raise UserError(
+                f"A KL divergence needs a position and a row of log-probabilities for each example; given were "
+                f"{list(self.positions.shape)} and {list(self.reference.shape)}."
+            )
+
+    def __call__(
+        self, model: Transformer, resid: Float[Tensor, "batch pos d_model"], start: int
+    ) -> Float[Tensor, " batch"]:
+        rows = torch.arange(len(self.positions), device=resid.device)
+        found = model.logits(resid[rows, self.positions.to(resid.device) - start][:, None])[:, 0].log_softmax(-1)
+        reference = self.reference.to(found)
+        return (reference.exp() * (reference - found)).sum(-1)
+
+    def reads(self, length: int) -> int:
+        if int(self.positions.max()) >= length:
+            raise UserError(
+                f"The KL divergence reads position {int(self.positions.max())}; the prompts have 0–{length - 1}."
+            )
+        return int(self.positions.min())
+
+
+def kl_from(model: Transformer, tokens: Int[Tensor, "batch pos"], positions: Int[Tensor, " batch"]) -> KLDivergence:
+    """The divergence from what this network itself says on `tokens`, at one position of each."""
+    with torch.no_grad():
+        logits = model(tokens)[torch.arange(len(tokens), device=tokens.device), positions.to(tokens.device)]
+    return KLDivergence(positions, logits.log_softmax(-1))
+
+
 def token_losses(logits: Float[Tensor, "n vocab"], targets: Int[Tensor, " n"]) -> Float[Tensor, " n"]:
     """Cross-entropy in nats of each target."""
     return torch.nn.functional.cross_entropy(logits, targets, reduction="none")

@@ -21,11 +21,11 @@ from headwork.engine.resume import Trace, trace
 from headwork.engine.run import run
 from headwork.engine.sweep import sweep
 from headwork.errors import UserError, unknown
-from headwork.methods.prompt_pairs import CheckedMetric, PromptPairs, checked_metric, of_rows
 from headwork.methods.room import Room, room
 from headwork.model.config import TransformerConfig
 from headwork.model.sites import SITES, Site
 from headwork.model.transformer import Transformer
+from headwork.tasks.prompt_pairs import CheckedMetric, PromptPairs, checked_metric, of_rows
 
 if TYPE_CHECKING:
     import xarray

@@ -19,9 +19,9 @@ from headwork.engine.metrics import LogitDifference
 from headwork.engine.run import Run, Tokens, as_tokens, run
 from headwork.errors import UserError
 from headwork.methods.batches import chunks
-from headwork.methods.prompt_pairs import checked_metric, prompt_labels
 from headwork.model.config import TransformerConfig
 from headwork.model.transformer import Norm, Transformer
+from headwork.tasks.prompt_pairs import checked_metric, prompt_labels
 
 if TYPE_CHECKING:
     import xarray

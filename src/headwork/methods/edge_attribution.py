@@ -33,10 +33,10 @@ from headwork.methods.edge_gradients import (
     writing_sites,
 )
 from headwork.methods.graph import graph
-from headwork.methods.prompt_pairs import CheckedMetric, PromptPairs, checked_metric, of_rows
 from headwork.model.config import TransformerConfig
 from headwork.model.sites import layer_of
 from headwork.model.transformer import Transformer
+from headwork.tasks.prompt_pairs import CheckedMetric, PromptPairs, checked_metric, of_rows
 
 if TYPE_CHECKING:
     import xarray

@@ -12,10 +12,10 @@ from torch import Tensor
 from headwork.engine.run import Tokens, as_tokens, run
 from headwork.errors import UserError
 from headwork.methods.batches import BYTES_PER_CHUNK, chunks
-from headwork.methods.prompt_pairs import prompt_labels
 from headwork.model.config import TransformerConfig
 from headwork.model.sites import layer_of, resolve, sites
 from headwork.model.transformer import NO_TAP, Transformer
+from headwork.tasks.prompt_pairs import prompt_labels
 
 if TYPE_CHECKING:
     import xarray

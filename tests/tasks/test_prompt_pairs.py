@@ -13,8 +13,8 @@ from torch import Tensor
 
 from headwork.engine.metrics import LogitDifference, Loss
 from headwork.errors import UserError
-from headwork.methods.prompt_pairs import PromptPairs, of_rows, prompt_labels
 from headwork.model.transformer import Transformer
+from headwork.tasks.prompt_pairs import PromptPairs, of_rows, prompt_labels
 
 CLEAN = torch.tensor([[1, 2, 3, 4], [5, 6, 7, 8], [1, 1, 1, 1]])
 CORRUPT = torch.tensor([[1, 2, 9, 4], [5, 1, 7, 2], [1, 1, 1, 2]])
