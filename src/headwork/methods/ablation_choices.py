@@ -28,7 +28,7 @@ class AblationChoices:
       reference prompt (`resample`);
     - `positions`: which positions are ablated, in words: `all`, `from the first difference`, `[3, 5]`, …;
     - `direction`: `noising` puts other values into the clean run, `denoising` clean values into the other run;
-    - `ablated`: the `complement` of the circuit (is the rest needed?) or the `circuit` itself (can the rest do without?).
+    - `ablated`: the `complement` of the circuit (is the rest needed?) or the `circuit` itself (is it necessary?).
     """
 
     granularity: Granularity
