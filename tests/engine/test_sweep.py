@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from tests.architectures import ARCHITECTURES, BATCH, network, prompts
+from tests.architectures import ARCHITECTURES, BATCH, LENGTH, network, prompts
 from torch import Tensor
 
 from headwork.engine import sweep as module
@@ -63,8 +63,8 @@ def test_a_sweep_equals_the_slow_loop(name: str, monkeypatch: pytest.MonkeyPatch
     model, tokens = network(name), prompts(name)
     base, tried = trace(model, tokens), variants(model, name)
     logits = [run(model, tokens, edits=v).logits for v in tried]
-    for metric, tokens_per_pass in ((DIFFERENCE, 40), (LOSS, 8192)):
-        monkeypatch.setattr(module, "_TOKENS_PER_PASS", tokens_per_pass)
+    for metric, widest in ((DIFFERENCE, 2000), (LOSS, 10**6)):
+        monkeypatch.setattr(module, "_WIDEST", widest)
         done: list[int] = []
         found = sweep(model, base, tried, metric, progress=done.append)
         expected = torch.stack([slowly(metric, one) for one in logits])
@@ -76,8 +76,9 @@ def test_a_sweep_equals_the_slow_loop(name: str, monkeypatch: pytest.MonkeyPatch
 def test_variants_share_as_few_passes_as_fit(monkeypatch: pytest.MonkeyPatch) -> None:
     model, tokens = network("gpt2"), prompts("gpt2")
     heads = [scale("blocks.1.attn.z", 0, heads=h % 2, positions=2) for h in range(7)]
-    for tokens_per_pass, passes in ((BATCH * 3 * 7, [7]), (BATCH * 3 * 3, [3, 3, 1]), (0, [1] * 7)):
-        monkeypatch.setattr(module, "_TOKENS_PER_PASS", tokens_per_pass)
+    width = 3 * 2 * 4 + 2 * LENGTH  # queries, keys, values, and a row of each head's attention map
+    for rows, passes in ((BATCH * 3 * 7, [7]), (BATCH * 3 * 3, [3, 3, 1]), (0, [1] * 7)):
+        monkeypatch.setattr(module, "_WIDEST", rows * width)
         done: list[int] = []
         metric = LogitDifference(torch.tensor([4, 3, 2]), DIFFERENCE.correct, DIFFERENCE.wrong)
         sweep(model, trace(model, tokens), heads, metric, done.append)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from jaxtyping import Float
@@ -10,14 +10,16 @@ from torch import Tensor
 
 from headwork.engine.edits import Edit
 from headwork.engine.metrics import Metric
-from headwork.engine.resume import Entry, Trace, entry, resume_residual
+from headwork.engine.packing import packed_resume
+from headwork.engine.resume import Entry, Trace, entry
 from headwork.errors import UserError
+from headwork.model.config import TransformerConfig
 from headwork.model.sites import layer_of
 from headwork.model.transformer import Transformer
 
-# Copies of the batch that one resumed pass holds: enough rows to keep the matrix products busy, few enough to stay in
-# cache. The result does not depend on it.
-_TOKENS_PER_PASS = 8192
+# Numbers in the widest activation of one resumed pass: enough rows to keep the matrix products busy, few enough that
+# memory is reused from pass to pass instead of being fetched anew. The result does not depend on it.
+_WIDEST = 6_000_000
 
 
 def sweep(
@@ -40,26 +42,39 @@ def sweep(
         [_before_the_end(edit.checked(model.config, batch, length)) for edit in ([v] if isinstance(v, Edit) else v)]
         for v in variants
     ]
-    groups: dict[Entry, list[int]] = {}
-    for i, edits in enumerate(checked):
-        groups.setdefault(_reading(entry(model.config, edits), read), []).append(i)
+    entries = [_reaching(entry(model.config, edits), read) for edits in checked]
     result = torch.empty(len(variants), batch, dtype=model.dtype, device=model.device)
     with torch.no_grad():
-        for where, members in groups.items():
-            per_pass = max(1, _TOKENS_PER_PASS // (batch * (length - where.start)))
-            for first in range(0, len(members), per_pass):
-                chunk = members[first : first + per_pass]
-                resid = resume_residual(model, base, [checked[i] for i in chunk], where)
-                for i, one in zip(chunk, resid.unflatten(0, (len(chunk), -1))):
-                    values = metric(model, one, where.start)
-                    if values.shape != (batch,):
-                        raise UserError(
-                            f"The metric gave {list(values.shape)} for {batch} examples; one each is needed."
-                        )
-                    result[i] = values
-                if progress:
-                    progress(len(chunk))
+        for chunk in _passes(model.config, entries, batch, length):
+            resid = packed_resume(model, base, [checked[i] for i in chunk], [entries[i] for i in chunk], read)
+            for i, one in zip(chunk, resid):
+                values = metric(model, one, length - one.shape[1])
+                if values.shape != (batch,):
+                    raise UserError(f"The metric gave {list(values.shape)} for {batch} examples; one each is needed.")
+                result[i] = values
+            if progress:
+                progress(len(chunk))
     return result
+
+
+def _passes(config: TransformerConfig, entries: Sequence[Entry], batch: int, length: int) -> Iterator[list[int]]:
+    """Variants that enter the same layer in the same way, in order of their starts, a bounded number at a time."""
+    attention = (config.n_heads + 2 * config.kv_heads) * config.d_head + config.n_heads * length
+    rows_per_pass = _WIDEST // max(config.d_mlp * (2 if config.gated_mlp else 1), attention, config.d_model)
+    groups: dict[tuple[int, bool, frozenset[str]], list[int]] = {}
+    for i, where in enumerate(entries):
+        groups.setdefault((where.layer, where.embeds, where.valid), []).append(i)
+    for members in groups.values():
+        chunk: list[int] = []
+        rows = 0
+        for i in sorted(members, key=lambda i: entries[i].start):
+            own = batch * (length - entries[i].start)
+            if chunk and rows + own > rows_per_pass:
+                yield chunk
+                chunk, rows = [], 0
+            chunk.append(i)
+            rows += own
+        yield chunk
 
 
 def _before_the_end(edit: Edit) -> Edit:
@@ -71,6 +86,6 @@ def _before_the_end(edit: Edit) -> Edit:
     return edit
 
 
-def _reading(where: Entry, read: int) -> Entry:
+def _reaching(where: Entry, read: int) -> Entry:
     """The same entry, early enough that every position the metric reads is computed."""
     return Entry(where.layer, min(where.start, read), where.valid, where.embeds)

@@ -19,6 +19,7 @@ from torch.nn import functional
 from headwork.errors import UserError
 from headwork.model.card import ModelCard
 from headwork.model.config import TransformerConfig
+from headwork.model.products import fused_linear, fuses, linear
 from headwork.model.rotary import rotary_table, rotate
 
 if TYPE_CHECKING:
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 Stream = Float[Tensor, "batch pos d_model"]
 PerHead = Float[Tensor, "batch pos head d_head"]
 PerKeyHead = Float[Tensor, "batch keys kv_head d_head"]
+Earlier = Float[Tensor, "shared earlier kv_head d_head"]
 
 
 @runtime_checkable
@@ -61,19 +63,47 @@ NO_TAP = NoTap()
 
 
 @dataclass(frozen=True)
+class Masks:
+    """Who may look where: `everywhere[b, query, key]` (b may be 1), and the same for layers that see a window only.
+
+    Keys are those of every position up to the end, earlier ones first; None where every query sees every key.
+    """
+
+    everywhere: Bool[Tensor, "#batch query key"] | None
+    local: Bool[Tensor, "#batch query key"] | None = None
+
+    def of(self, attention: Attention) -> Bool[Tensor, "#batch query key"] | None:
+        """The mask of this layer."""
+        return self.local if attention.local else self.everywhere
+
+
+@dataclass(frozen=True)
 class Frame:
     """What all layers of one pass share: which positions are computed, who may look where, and earlier keys and values.
 
-    `visible[b, query, key]` (b may be 1) covers all keys, those of `past` first; `local` is the same for layers that
-    see a window only. `past[layer]` holds the keys, as the queries meet them, and the values of the positions before
-    the first one computed. `key_positions` is what shortformer adds to the normed input of queries and keys.
+    `past[layer]` holds the keys, as the queries meet them, and the values of the positions before the first one
+    computed. `key_positions` is what shortformer adds to the normed input of queries and keys.
     """
 
-    visible: Bool[Tensor, "#batch query key"] | None
+    masks: Masks
     rotation: tuple[Tensor, Tensor] | None
     key_positions: Stream | None
-    past: Mapping[int, tuple[PerKeyHead, PerKeyHead]] | None
-    local: Bool[Tensor, "#batch query key"] | None = None
+    past: Mapping[int, tuple[Earlier, Earlier]] | None = None
+
+    def onward(self, x: Stream) -> Stream:
+        """The rows that a block goes on with behind its keys and values: all, unless nobody reads the others."""
+        return x
+
+    def query_rotation(self) -> tuple[Tensor, Tensor] | None:
+        """The turns of the rows that go on."""
+        return self.rotation
+
+    def mixed(
+        self, attention: Attention, layer: int, q: PerHead, k: PerKeyHead, v: PerKeyHead, tap: Tap, here: str
+    ) -> PerHead:
+        """Each head's values, averaged with its pattern."""
+        past = None if self.past is None else self.past[layer]
+        return attention.mix(q, k, v, self.masks.of(attention), tap, here, past)
 
 
 class Norm(nn.Module):
@@ -170,38 +200,55 @@ class Attention(nn.Module):
     def project(
         self, normed: Stream, query_key_input: Stream, frame: Frame, tap: Tap, here: str
     ) -> tuple[PerHead, PerKeyHead, PerKeyHead]:
-        """Queries, keys (both normed and rotated where the architecture does) and values at the computed positions."""
-        d_head = self.config.d_head
-        rows_v, _ = self._part("v")
-        if query_key_input is normed:
-            fused = self.qkv(normed)
+        """Queries, keys (both normed and rotated where the architecture does) and values at the computed positions.
+
+        Queries are made only of the rows that go on.
+        """
+        query_input = frame.onward(query_key_input)
+        inputs = {"q": query_input, "k": query_key_input, "v": normed}
+        if query_input is normed:
+            fused = linear(normed, self.qkv)
+            parts = {which: fused[..., self._part(which)[0]] for which in "qkv"}
         else:
-            weight, bias = self.qkv.weight, self.qkv.bias
-            split = rows_v.start
-            fused = torch.cat(
-                [
-                    functional.linear(query_key_input, weight[:split], None if bias is None else bias[:split]),
-                    functional.linear(normed, weight[split:], None if bias is None else bias[split:]),
-                ],
-                -1,
-            )
-        q, k, v = (
-            tap(f"{here}.{which}", fused[..., rows].unflatten(-1, (heads, d_head)))
-            for which, (rows, heads) in ((which, self._part(which)) for which in "qkv")
-        )
+            parts = {which: self._one_part(inputs[which], which) for which in "qkv"}
+        q, k, v = (tap(f"{here}.{which}", self._by_head(parts[which], which)) for which in "qkv")
         if self.config.qk_norm:
             q, k = self.q_norm(q, tap, f"{here}.q_norm"), self.k_norm(k, tap, f"{here}.k_norm")
         if frame.rotation is not None:
-            q = tap(f"{here}.rot_q", rotate(q, *frame.rotation, self.config))
+            q = tap(f"{here}.rot_q", rotate(q, *(frame.query_rotation() or frame.rotation), self.config))
             k = tap(f"{here}.rot_k", rotate(k, *frame.rotation, self.config))
         return q, k, v
 
-    def mix(self, q: PerHead, k: PerKeyHead, v: PerKeyHead, frame: Frame, tap: Tap, here: str) -> PerHead:
-        """z: each head's values, averaged with its pattern."""
+    def _one_part(self, x: Stream, which: str) -> Float[Tensor, "batch pos fused"]:
+        rows, _ = self._part(which)
+        return linear(x, self.qkv, rows)
+
+    def _by_head(self, part: Float[Tensor, "batch pos fused"], which: str) -> PerHead | PerKeyHead:
+        return part.unflatten(-1, (self._part(which)[1], self.config.d_head))
+
+    def mix(
+        self,
+        q: PerHead,
+        k: PerKeyHead,
+        v: PerKeyHead,
+        visible: Bool[Tensor, "#batch query key"] | None,
+        tap: Tap,
+        here: str,
+        past: tuple[Earlier, Earlier] | None = None,
+    ) -> PerHead:
+        """z: each head's values, averaged with its pattern.
+
+        `past` are earlier keys and values; several copies of the batch, stacked along it, may share them.
+        """
         groups = self.config.n_heads // self.config.kv_heads
-        k, v = (x.transpose(1, 2).repeat_interleave(groups, 1) if groups > 1 else x.transpose(1, 2) for x in (k, v))
-        scores = (q.transpose(1, 2) * self.config.scale) @ k.transpose(2, 3)
-        visible = frame.local if self.local else frame.visible
+        # Heads that share keys stand behind each other, so that neither keys nor values are repeated for them.
+        grouped = (q * self.config.scale).transpose(1, 2).unflatten(1, (-1, groups)).flatten(2, 3)
+        k, v = k.transpose(1, 2), v.transpose(1, 2)
+        scores = grouped @ k.transpose(2, 3)
+        if past is not None:
+            past_k, past_v = (x.transpose(1, 2) for x in past)
+            scores = torch.cat([_shared(grouped, past_k.transpose(2, 3)), scores], -1)
+        scores = scores.unflatten(2, (groups, -1)).flatten(1, 2)
         if visible is not None:
             scores = scores.masked_fill(~visible[:, None], -torch.inf)
         pattern = tap(f"{here}.attn_scores", scores).softmax(-1)
@@ -213,14 +260,32 @@ class Attention(nn.Module):
         if self.config.pad_token is not None and visible is not None:
             # A query that sees no key (padding on the left) mixes nothing; NaN there would reach the others as 0 · NaN.
             pattern = pattern.masked_fill(~visible.any(-1, keepdim=True)[:, None], 0)
-        return (tap(f"{here}.pattern", pattern) @ v).transpose(1, 2)
+        weights = tap(f"{here}.pattern", pattern).unflatten(1, (-1, groups)).flatten(2, 3)
+        if past is None:
+            z = weights @ v
+        else:
+            z = _shared(weights[..., : past_v.shape[2]], past_v) + weights[..., past_v.shape[2] :] @ v
+        return z.unflatten(2, (groups, -1)).flatten(1, 2).transpose(1, 2)
 
     def write(self, z: PerHead, tap: Tap, here: str) -> Stream:
         """The heads' joint output; per head only where someone looks, since that is `head` times as large."""
         if not tap.wants(f"{here}.result"):
-            return self.out(z.flatten(-2))
+            return linear(z.flatten(-2), self.out)
         result = tap(f"{here}.result", torch.einsum("bphd,hdm->bphm", z, self.W_O)).sum(2)
         return result if self.out.bias is None else result + self.out.bias
+
+
+def _shared(
+    left: Float[Tensor, "copies_batch kv_head rows inner"], right: Float[Tensor, "batch kv_head inner columns"]
+) -> Float[Tensor, "copies_batch kv_head rows columns"]:
+    """left @ right where copies of the batch, stacked along it, share the right side, which is not repeated."""
+    batch = len(right)
+    if len(left) == batch:
+        return left @ right
+    copies = len(left) // batch
+    gathered = left.unflatten(0, (copies, batch)).permute(1, 2, 0, 3, 4)
+    product = gathered.flatten(2, 3) @ right
+    return product.unflatten(2, (copies, -1)).permute(2, 0, 1, 3, 4).flatten(0, 1)
 
 
 def solu(x: Float[Tensor, "batch pos d_mlp"]) -> Float[Tensor, "batch pos d_mlp"]:
@@ -261,15 +326,17 @@ class MLP(nn.Module):
         return self.outward.weight.T
 
     def forward(self, normed: Stream, tap: Tap, here: str) -> Stream:
-        pre = self.inward(normed)
+        activation = self.config.activation
         if self.config.gated_mlp:
-            pre, linear = pre.split(self.config.d_mlp, -1)
-            post = _ACTIVATIONS[self.config.activation](tap(f"{here}.pre", pre)) * tap(f"{here}.pre_linear", linear)
+            pre, other = linear(normed, self.inward).split(self.config.d_mlp, -1)
+            post = _ACTIVATIONS[activation](tap(f"{here}.pre", pre)) * tap(f"{here}.pre_linear", other)
+        elif fuses(activation) and not tap.wants(f"{here}.pre"):
+            post = fused_linear(normed, self.inward, activation)
         else:
-            post = _ACTIVATIONS[self.config.activation](tap(f"{here}.pre", pre))
+            post = _ACTIVATIONS[activation](tap(f"{here}.pre", linear(normed, self.inward)))
         if self.config.neuron_norm:
             post = self.ln(tap(f"{here}.mid", post), tap, f"{here}.ln")
-        return self.outward(tap(f"{here}.post", post))
+        return linear(tap(f"{here}.post", post), self.outward)
 
 
 class Block(nn.Module):
@@ -287,12 +354,13 @@ class Block(nn.Module):
     def forward(self, resid: Stream, frame: Frame, tap: Tap) -> Stream:
         here = f"blocks.{self.layer}"
         resid = tap(f"{here}.resid_pre", resid)
+        onward = frame.onward(resid)
         if self.config.attention_only:
-            return tap(f"{here}.resid_post", resid + self.attend(resid, frame, tap))
+            return tap(f"{here}.resid_post", onward + self.attend(resid, frame, tap))
         middle = None if self.config.parallel else tap.given(f"{here}.resid_mid")
         if middle is None:
             attn_out = self.attend(resid, frame, tap)
-            middle = resid if self.config.parallel else resid + attn_out
+            middle = onward if self.config.parallel else onward + attn_out
         else:
             attn_out = None
         if not self.config.parallel:
@@ -313,9 +381,7 @@ class Block(nn.Module):
             normed = self.ln1(resid, tap, f"blocks.{self.layer}.ln1")
             query_key_input = normed if frame.key_positions is None else normed + frame.key_positions
             q, k, v = self.attn.project(normed, query_key_input, frame, tap, here)
-            if frame.past is not None:
-                k, v = (torch.cat([past, new], 1) for past, new in zip(frame.past[self.layer], (k, v)))
-            z = self.attn.mix(q, k, v, frame, tap, here)
+            z = frame.mixed(self.attn, self.layer, q, k, v, tap, here)
         return tap(f"blocks.{self.layer}.attn_out", self.attn.write(tap(f"{here}.z", z), tap, here))
 
 
@@ -383,21 +449,41 @@ class Transformer(nn.Module):
 
     def embedded(self, tokens: Int[Tensor, "batch all"], tap: Tap = NO_TAP, start: int = 0) -> Stream:
         """The residual stream before the first block, at the positions from `start` on."""
-        resid = tap("embed", self.embed(tokens[:, start:]))
-        return resid + self._position_table(tokens, tap, start) if self.config.positions == "learned" else resid
+        places = torch.arange(start, tokens.shape[1], device=tokens.device)
+        return self.embedded_at(tokens[:, start:], places, tap)
 
-    def _position_table(self, tokens: Int[Tensor, "batch all"], tap: Tap, start: int) -> Stream:
-        rows = self.pos_embed(torch.arange(start, tokens.shape[1], device=tokens.device))
-        return tap("pos_embed", rows.expand(len(tokens), -1, -1))
+    def embedded_at(self, tokens: Int[Tensor, "batch pos"], places: Int[Tensor, " pos"], tap: Tap = NO_TAP) -> Stream:
+        """The residual stream before the first block of tokens that stand at these positions."""
+        resid = tap("embed", self.embed(tokens))
+        return resid + self._position_table(tokens, places, tap) if self.config.positions == "learned" else resid
+
+    def _position_table(self, tokens: Int[Tensor, "batch pos"], places: Int[Tensor, " pos"], tap: Tap) -> Stream:
+        return tap("pos_embed", self.pos_embed(places).expand(len(tokens), -1, -1))
+
+    def key_positions(
+        self, tokens: Int[Tensor, "batch pos"], places: Int[Tensor, " pos"], tap: Tap = NO_TAP
+    ) -> Stream | None:
+        """What shortformer adds to the normed input of queries and keys of tokens that stand at these positions."""
+        return self._position_table(tokens, places, tap) if self.config.positions == "shortformer" else None
+
+    def rotation(self, places: Int[Tensor, " pos"]) -> tuple[Tensor, Tensor] | None:
+        """How queries and keys at these positions are turned."""
+        return rotary_table(self.config, places, self.dtype) if self.config.turned else None
 
     def frame(
         self,
         tokens: Int[Tensor, "batch all"],
         start: int = 0,
-        past: Mapping[int, tuple[PerKeyHead, PerKeyHead]] | None = None,
+        past: Mapping[int, tuple[Earlier, Earlier]] | None = None,
         tap: Tap = NO_TAP,
     ) -> Frame:
         """What the layers share when positions from `start` on are computed and those before are in `past`."""
+        places = torch.arange(start, tokens.shape[1], device=tokens.device)
+        key_positions = self.key_positions(tokens[:, start:], places, tap)
+        return Frame(self.masks(tokens, start), self.rotation(places), key_positions, past if start else None)
+
+    def masks(self, tokens: Int[Tensor, "batch all"], start: int = 0) -> Masks:
+        """Who may look where, for the queries from `start` on."""
         length, device = tokens.shape[1], tokens.device
         visible = None
         if self.config.causal:
@@ -405,17 +491,12 @@ class Transformer(nn.Module):
         if self.config.pad_token is not None:
             seen = (tokens != self.config.pad_token)[:, None, :].expand(-1, length - start, -1)
             visible = seen if visible is None else visible & seen
-        local = None
-        if self.config.local_layers and self.config.window is not None:
-            places = torch.arange(length, device=device)
-            local = (places[start:, None] - places).abs()[None] < self.config.window
-            local = local if visible is None else local & visible
-        rotation = None
-        if self.config.turned:
-            rotation = rotary_table(self.config, torch.arange(start, length, device=device), self.dtype)
-        key_positions = self._position_table(tokens, tap, start) if self.config.positions == "shortformer" else None
-        return Frame(visible, rotation, key_positions, past if start else None, local)
+        if not self.config.local_layers or self.config.window is None:
+            return Masks(visible)
+        places = torch.arange(length, device=device)
+        near = (places[start:, None] - places).abs()[None] < self.config.window
+        return Masks(visible, near if visible is None else near & visible)
 
     def logits(self, resid: Stream, tap: Tap = NO_TAP) -> Float[Tensor, "batch pos d_vocab_out"]:
         """The final norm and the unembedding."""
-        return tap("logits", self.unembed(self.ln_final(resid, tap, "ln_final")))
+        return tap("logits", linear(self.ln_final(resid, tap, "ln_final"), self.unembed))
