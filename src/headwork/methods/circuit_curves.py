@@ -94,7 +94,7 @@ def circuit_curve(
 
 
 def areas(fractions: Float[np.ndarray, " n"], faithfulness: Float[np.ndarray, " n"]) -> tuple[float, float]:
-    """CPR and CMD of a curve: the integrals of f and of |1 − f| by trapezoids between the points, linear in the share."""
+    """CPR and CMD of a curve: the integrals of f and of |1 − f| by trapezoids between the points, linear in k."""
     from scipy.integrate import trapezoid
 
     return float(trapezoid(faithfulness, fractions)), float(trapezoid(np.abs(1 - faithfulness), fractions))

@@ -109,6 +109,7 @@ def circuit_metric(
     reference: Tokens | None = None,
     seed: int = 0,
     memory: int | None = None,
+    recorded: bool = False,
 ) -> CircuitMetric:
     """How circuits of this network will be measured on the clean prompts of `pairs`.
 
@@ -116,7 +117,7 @@ def circuit_metric(
     `mean-by-position`, or the outputs on a prompt drawn with `seed` (`resample`), the latter three of `reference`
     prompts (left out, the corrupt ones). Denoising needs a run to restore the clean outputs in: the corrupt prompts, or
     with `resample` the drawn ones. `memory` (bytes, beside the weights and one value per writer and prompt) bounds how
-    many prompts and circuits run together.
+    many prompts and circuits run together; with `recorded`, so few prompts that one run can be differentiated.
 
     Raises `UserError` for what does not exist or fit, and for denoising with zero or mean values, which are no run.
     """
@@ -134,7 +135,7 @@ def circuit_metric(
     others = _others(model, pairs, value, reference, seed)
     limit = _DEFAULT_MEMORY if memory is None else memory
     # Not even one prompt: the runs themselves say so.
-    fit = max(1, min(batch, limit // bytes_per_prompt(model, length)))
+    fit = max(1, min(batch, limit // bytes_per_prompt(model, length, recorded=recorded)))
     if fit < batch:
         of_rows(metric, slice(0, fit), batch)
     tokens = pairs.clean

@@ -59,7 +59,7 @@ class CircuitRuns:
         batch, length = self.tokens.shape
         ablated.require(model, batch, length)
         self.metric = checked_metric(model, metric, prompt_labels((), batch), length)
-        self.start = _first_change(model, self.tokens, ablated, metric.reads(length))
+        self.start = first_change(model, self.tokens, ablated, metric.reads(length))
         self.memory = memory
         if memory is not None:
             self._variants_at_once(recorded=False)
@@ -229,7 +229,7 @@ def _before(model: Transformer, tokens: Int[Tensor, "batch pos"], start: int) ->
     return _Before({layer: (watch.kept[k], watch.kept[v]) for layer, (k, v) in enumerate(names)}, resid)
 
 
-def _first_change(model: Transformer, tokens: Int[Tensor, "batch pos"], ablated: AblatedOutputs, read: int) -> int:
+def first_change(model: Transformer, tokens: Int[Tensor, "batch pos"], ablated: AblatedOutputs, read: int) -> int:
     """The first position to compute for each mask: every one before it has the same live and ablated outputs."""
     if ablated.tokens is None or not model.config.causal:
         return 0

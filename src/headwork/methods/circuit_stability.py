@@ -54,8 +54,8 @@ def circuit_stability(
     distinct = sorted(set(names))
     if len(distinct) < 2 or resamples < 2:
         raise UserError(
-            f"Stability resamples {len(distinct)} {'prompts' if groups is None else 'groups'} {resamples} times; two of "
-            "them, and two times, are the least."
+            f"Stability resamples {len(distinct)} {'prompts' if groups is None else 'groups'} {resamples} times; it "
+            "needs two or more of them, two times or more."
         )
     members = [[i for i, name in enumerate(names) if name == group] for group in distinct]
     edges = size(graph(config).edges, n, fraction)
