@@ -84,11 +84,15 @@ def embeddings(model: Transformer, tokens: Tensor) -> Stream:
 
 
 def forward(
-    model: Transformer, tokens: Tensor, stream: Stream, put: Mapping[str, Tensor] | None = None
+    model: Transformer,
+    tokens: Tensor,
+    stream: Stream,
+    put: Mapping[str, Tensor] | None = None,
+    noted: Pass | None = None,
 ) -> tuple[Pass, Tensor]:
     """Everything noted on the way, and the logits; the writers in `put` write that instead."""
     put = put or {}
-    c, noted = model.config, Pass(tokens)
+    c, noted = model.config, noted or Pass(tokens)
     noted.outputs["embed"] = stream
     writers = ["embed"]
     for layer, block in enumerate(model.layers):

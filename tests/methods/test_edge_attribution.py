@@ -83,7 +83,7 @@ def test_scores_between_outputs_equal_the_slow_twin(name: str) -> None:
     equal(found, slow_edges_between_outputs(model, clean, corrupt, slow_difference, SHARES["inputs"]))
 
 
-@pytest.mark.parametrize("name", ["gpt2", "neox", "llama", "shortformer", "bidirectional-pad"])
+@pytest.mark.parametrize("name", ["gpt2", "neox", "llama", "shortformer", "bidirectional-pad", "head-norm-learned"])
 @pytest.mark.parametrize("shared", [1, 3, 4])
 def test_prompts_that_begin_alike_and_losses_at_many_positions_equal_the_slow_twin(name: str, shared: int) -> None:
     model, clean, corrupt = case(name)

@@ -119,6 +119,71 @@ class KLDivergence:
         return int(self.positions.min())
 
 
+@dataclass(frozen=True, eq=False)
+class _Weighted:
+    """What metrics over several tokens have: at one position of each example, `weights` for `tokens`.
+
+    A weight of 0 pads rows that have fewer tokens than others.
+    """
+
+    positions: Int[Tensor, " batch"]
+    tokens: Int[Tensor, "batch n"]
+    weights: Float[Tensor, "batch n"]
+
+    def __post_init__(self) -> None:
+        one_each = len(self.positions) == len(self.tokens) == len(self.weights)
+        if not one_each or self.tokens.shape != self.weights.shape or min(self.positions.min(), self.tokens.min()) < 0:
+            raise UserError(
+                f"A {self._name()} needs a position, a row of tokens and a row of weights for each example, 0 or more; "
+                f"given were {list(self.positions.shape)}, {list(self.tokens.shape)} and {list(self.weights.shape)}."
+            )
+
+    @classmethod
+    def _name(cls) -> str:
+        return "logit contrast" if cls is LogitContrast else "probability difference"
+
+    def _read(self, resid: Float[Tensor, "batch pos d_model"], start: int) -> Float[Tensor, "batch one d_model"]:
+        rows = torch.arange(len(self.positions), device=resid.device)
+        return resid[rows, self.positions.to(resid.device) - start][:, None]
+
+    def reads(self, length: int) -> int:
+        if int(self.positions.max()) >= length:
+            raise UserError(
+                f"The {self._name()} reads position {int(self.positions.max())}; the prompts have 0–{length - 1}."
+            )
+        return int(self.positions.min())
+
+
+class LogitContrast(_Weighted):
+    """Σ over `tokens` of weight · logit at one position of each example; only those tokens are unembedded.
+
+    With weights 1/n for right answers and −1/m for wrong ones it is the difference of their mean logits.
+    """
+
+    def __call__(
+        self, model: Transformer, resid: Float[Tensor, "batch pos d_model"], start: int
+    ) -> Float[Tensor, " batch"]:
+        final = model.ln_final(self._read(resid, start), NO_TAP, "ln_final")[:, 0]
+        tokens, weights = self.tokens.to(resid.device), self.weights.to(final)
+        direction = torch.einsum("bn,bnd->bd", weights, model.unembed.weight[tokens])
+        value = (final * direction).sum(-1)
+        bias = model.unembed.bias
+        return value if bias is None else value + (weights * bias[tokens]).sum(-1)
+
+
+class ProbabilityDifference(_Weighted):
+    """Σ over `tokens` of weight · probability at one position of each example (Hanna et al. 2023).
+
+    With weights 1 for right answers and −1 for wrong ones it is how much more probable the right ones are together.
+    """
+
+    def __call__(
+        self, model: Transformer, resid: Float[Tensor, "batch pos d_model"], start: int
+    ) -> Float[Tensor, " batch"]:
+        probability = model.logits(self._read(resid, start))[:, 0].softmax(-1)
+        return (self.weights.to(probability) * probability.gather(1, self.tokens.to(resid.device))).sum(-1)
+
+
 def kl_from(model: Transformer, tokens: Int[Tensor, "batch pos"], positions: Int[Tensor, " batch"]) -> KLDivergence:
     """The divergence from what this network itself says on `tokens`, at one position of each."""
     with torch.no_grad():

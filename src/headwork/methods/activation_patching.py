@@ -6,32 +6,27 @@ the clean run and asks what breaks it (Heimersheim & Nanda 2024; Zhang & Nanda 2
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING, get_args
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from headwork.engine.edits import Edit, replace
 from headwork.engine.metrics import Metric
 from headwork.engine.resume import Trace, trace
 from headwork.engine.run import run
 from headwork.engine.sweep import sweep
-from headwork.errors import UserError, unknown
+from headwork.errors import unknown
+from headwork.methods.ablation_choices import Direction
+from headwork.methods.cells import By, Cells, cells_of
+from headwork.methods.effects import between_runs
 from headwork.methods.room import Room, room
-from headwork.model.config import TransformerConfig
-from headwork.model.sites import SITES, Site
 from headwork.model.transformer import Transformer
 from headwork.tasks.prompt_pairs import CheckedMetric, PromptPairs, checked_metric, of_rows
 
 if TYPE_CHECKING:
     import xarray
-
-By = Literal["position", "head", "head-position", "layer"]
-Direction = Literal["denoising", "noising"]
 
 
 def activation_patching(
@@ -72,123 +67,28 @@ def activation_patching(
     pairs = pairs.on(model)
     if direction not in get_args(Direction):
         raise unknown("direction", direction, get_args(Direction))
-    grid = _grid(model.config, pairs, site, by, layers, heads, positions)
+    cells = cells_of(model.config, pairs, site, by, layers, heads, positions)
     batch, length = pairs.clean.shape
     checked_metric(model, metric, pairs.labels, length)
-    held = room(model, batch, length, grid.site.name, memory)
+    held = room(model, batch, length, cells.site.name, memory)
     parts = []
     for first in range(0, batch, held.prompts):
         rows = slice(first, min(first + held.prompts, batch))
         some = pairs.part(rows)
         into, source = (some.corrupt, some.clean) if direction == "denoising" else (some.clean, some.corrupt)
         checked = checked_metric(model, of_rows(metric, rows, batch), some.labels, length)
-        parts.append(_patched(model, trace(model, into), source, grid, checked, held, progress))
+        parts.append(_patched(model, trace(model, into), source, cells, checked, held, progress))
     base, other, patched = (torch.cat(values, -1) for values in zip(*parts))
-    return _dataset(grid, pairs, patched - base, base, other, direction, metric)
-
-
-@dataclass(frozen=True)
-class _Grid:
-    """What is patched: `units` are the cells of a layer, (position index, head index, positions, heads)."""
-
-    site: Site
-    short: str
-    by: By
-    layers: tuple[int, ...]
-    positions: tuple[int, ...]
-    heads: tuple[int, ...]
-    start: int
-    every_position: int
-    every_head: int
-
-    @property
-    def head_axis(self) -> str | None:
-        return next((axis for axis in self.site.axes if axis in ("head", "kv_head")), None)
-
-    @property
-    def separate_positions(self) -> bool:
-        return self.by in ("position", "head-position")
-
-    @property
-    def separate_heads(self) -> bool:
-        return self.by in ("head", "head-position")
-
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        """Layers, positions, heads; 1 for what is patched together."""
-        apart_p, apart_h = self.separate_positions, self.separate_heads
-        return len(self.layers), len(self.positions) if apart_p else 1, len(self.heads) if apart_h else 1
-
-    def cells(self, layer: int, value: Tensor) -> list[tuple[tuple[int, int], Edit]]:
-        """Index and edit of every patch in a layer that can have an effect."""
-        where = [(p,) for p in self.positions] if self.separate_positions else [self.positions]
-        which = [(h,) for h in self.heads] if self.separate_heads else [self.heads]
-        reached = [(i, tuple(p for p in ps if p >= self.start)) for i, ps in enumerate(where)]
-        name = self.site.name.format(l=layer)
-        return [
-            ((i, j), replace(name, value, _unless_all(hs, self.every_head), _unless_all(ps, self.every_position)))
-            for (i, ps), (j, hs) in itertools.product(reached, enumerate(which))
-            if ps
-        ]
-
-
-def _grid(
-    config: TransformerConfig,
-    pairs: PromptPairs,
-    site: str,
-    by: By,
-    layers: Sequence[int] | None,
-    heads: Sequence[int] | None,
-    positions: Sequence[int] | None,
-) -> _Grid:
-    """The patches that were asked for; `UserError` for what does not exist."""
-    described = {s.name.removeprefix("blocks.{l}."): s for s in SITES if s.per_layer and s.exists(config)}
-    short = ".".join(part.removeprefix("hook_") for part in site.split("."))
-    if short not in described or not config.n_layers:
-        raise unknown("site to patch", site, described if config.n_layers else ())
-    if by not in get_args(By):
-        raise unknown("way to patch by", by, get_args(By))
-    count = {"head": config.n_heads, "kv_head": config.kv_heads}.get(
-        next((a for a in described[short].axes if "head" in a), ""), 0
-    )
-    if not count and (heads is not None or by in ("head", "head-position")):
-        raise UserError(
-            f"The site {short} has no heads; its axes are {', '.join(described[short].axes)}. "
-            "Patch it by position or by layer, all of it."
-        )
-    return _Grid(
-        described[short],
-        short,
-        by,
-        _chosen("layer", layers, config.n_layers, "The network"),
-        _chosen("position", positions, pairs.clean.shape[1], "The prompts"),
-        _chosen("head", heads, count, f"The site {short}"),
-        pairs.start(config),
-        pairs.clean.shape[1],
-        count,
-    )
-
-
-def _unless_all(chosen: tuple[int, ...], count: int) -> tuple[int, ...] | None:
-    return None if len(chosen) == count else chosen
-
-
-def _chosen(what: str, given: Sequence[int] | None, count: int, whose: str) -> tuple[int, ...]:
-    chosen = tuple(range(count)) if given is None else tuple(given)
-    wrong = [i for i in chosen if not 0 <= i < count]
-    if wrong:
-        verb = "have" if whose.endswith("s") else "has"
-        raise UserError(f"{whose} {verb} {what}s 0–{count - 1}; {what} {wrong[0]} does not exist.")
-    if given is not None and (not chosen or len(set(chosen)) < len(chosen)):
-        raise UserError(f"The {what}s to patch are {list(chosen)}; at least one is needed, and each once.")
-    return chosen
+    attrs = {"method": "activation patching", "direction": direction, "metric": type(metric).__name__}
+    effect = cells.labelled(patched - base)
+    return between_runs(effect, cells.coords, pairs.labels, base, other, direction, attrs | cells.attrs())
 
 
 def _patched(
     model: Transformer,
     base_trace: Trace,
     source: Int[Tensor, "batch pos"],
-    grid: _Grid,
+    cells: Cells,
     metric: CheckedMetric,
     held: Room,
     progress: Callable[[int], None] | None,
@@ -196,71 +96,22 @@ def _patched(
     """The metric of the run that is patched into, of the one that patches come from, and of every patched one."""
     with torch.no_grad():
         base = metric(model, base_trace.resid_final, 0)
-    patched = base.expand(*grid.shape, -1).clone()
+    patched = base.expand(*cells.shape, -1).clone()
     end = f"blocks.{model.config.n_layers - 1}.resid_post"
     other = base
-    for first in range(0, len(grid.layers), held.layers):
-        part = grid.layers[first : first + held.layers]
+    for first in range(0, len(cells.layers), held.layers):
+        part = cells.layers[first : first + held.layers]
         values: Mapping[str, Tensor] = run(
-            model, source, [grid.site.name.format(l=layer) for layer in part] + ([] if first else [end])
+            model, source, [cells.name(layer) for layer in part] + ([] if first else [end])
         ).activations
         if not first:
             with torch.no_grad():
                 other = metric(model, values[end], 0)
         for row, layer in enumerate(part, first):
-            cells = grid.cells(layer, values[grid.site.name.format(l=layer)])
-            for at in range(0, len(cells), held.copies):
-                chunk = cells[at : at + held.copies]
+            patches = cells.patches(layer, values[cells.name(layer)])
+            for at in range(0, len(patches), held.copies):
+                chunk = patches[at : at + held.copies]
                 found = sweep(model, base_trace, [edit for _, edit in chunk], metric, progress)
                 for ((i, j), _), one in zip(chunk, found):
                     patched[row, i, j] = one
     return base, other, patched
-
-
-def _dataset(
-    grid: _Grid,
-    pairs: PromptPairs,
-    effect: Float[Tensor, "layer position head batch"],
-    base: Float[Tensor, " batch"],
-    other: Float[Tensor, " batch"],
-    direction: Direction,
-    metric: Metric,
-) -> xarray.Dataset:
-    import xarray
-
-    # What rounding leaves of two equal values is no difference to divide by.
-    noise = 16 * torch.finfo(effect.dtype).eps
-    effect, base, other = effect.double().cpu(), base.double().cpu(), other.double().cpu()
-    gap, size = other - base, other.abs() + base.abs()
-    equal = gap.abs() <= noise * size
-    equal_means = bool(gap.mean().abs() <= noise * size.mean())
-    clean, corrupt = (other, base) if direction == "denoising" else (base, other)
-
-    head = grid.head_axis or "head"
-    apart = {"layer": True, "position": grid.separate_positions, head: grid.separate_heads}
-    dims = [name for name, separate in apart.items() if separate]
-    # By index, since an axis that is kept may be of size one too.
-    effect = effect[tuple(slice(None) if separate else 0 for separate in apart.values())]
-    by_prompt = torch.where(equal, torch.nan, effect / torch.where(equal, 1.0, gap))
-    normalised = torch.full_like(effect[..., 0], torch.nan) if equal_means else effect.mean(-1) / gap.mean()
-    values = {"layer": grid.layers, "position": grid.positions, head: grid.heads}
-    return xarray.Dataset(
-        {
-            "effect": ((*dims, "prompt"), effect.numpy(), {"units": "units of the metric"}),
-            "normalised": (dims, normalised.numpy(), {"units": "1"}),
-            "normalised_by_prompt": ((*dims, "prompt"), by_prompt.numpy(), {"units": "1"}),
-            "clean": ("prompt", clean.numpy(), {"units": "units of the metric"}),
-            "corrupt": ("prompt", corrupt.numpy(), {"units": "units of the metric"}),
-        },
-        coords={name: list(values[name]) for name in dims} | {"prompt": list(pairs.labels)},
-        attrs={
-            "method": "activation patching",
-            "site": grid.short,
-            "by": grid.by,
-            "direction": direction,
-            "metric": type(metric).__name__,
-            "first_position": grid.start,
-            "patched_positions": list(grid.positions),
-            "patched_heads": list(grid.heads),
-        },
-    )

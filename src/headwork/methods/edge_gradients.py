@@ -14,6 +14,7 @@ from headwork.engine.run import Watch
 from headwork.errors import UserError
 from headwork.methods.graph import graph
 from headwork.model.config import TransformerConfig
+from headwork.model.sites import key_site
 from headwork.model.transformer import NoNorm, Norm, Transformer
 
 
@@ -103,12 +104,13 @@ def prompts_from(model: Transformer, tokens: Int[Tensor, "b length"], start: int
     """The prompts, ready to be run from `start` on."""
     if not start:
         return Prompts(model, tokens, 0, None)
-    layers, parts = range(model.config.n_layers), ("attn.rot_k" if model.config.turned else "attn.k", "attn.v")
-    keep = [f"blocks.{layer}.{part}" for layer in layers for part in parts]
+    config, names = model.config, range(model.config.n_layers)
+    wanted = {n: (key_site(config, n), f"blocks.{n}.attn.v") for n in names}
     with torch.no_grad():
         before = tokens[:, :start]
-        _, kept = Prompts(model, before, 0, None).run(Point(model.embedded(before), slice(0)), keep)
-    past = {n: (kept[f"blocks.{n}.{parts[0]}"], kept[f"blocks.{n}.{parts[1]}"]) for n in layers}
+        entry = Point(model.embedded(before), slice(0))
+        _, kept = Prompts(model, before, 0, None).run(entry, [site for both in wanted.values() for site in both])
+    past = {n: (kept[keys], kept[values]) for n, (keys, values) in wanted.items()}
     return Prompts(model, tokens, start, past)
 
 

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from headwork.engine.metrics import LogitDifference, Metric
+from headwork.engine.metrics import LogitContrast, LogitDifference, Metric, ProbabilityDifference
 from headwork.engine.run import as_tokens
 from headwork.errors import UserError
 from headwork.model.config import TransformerConfig
@@ -109,19 +109,29 @@ class CheckedMetric:
 def checked_metric(model: Transformer, metric: Metric, labels: tuple[str, ...], length: int) -> CheckedMetric:
     """The metric, checked; `UserError` where it is for other prompts than these, or for tokens the network lacks."""
     metric.reads(length)
-    if isinstance(metric, LogitDifference):
-        if len(metric.positions) != len(labels):
+    read = _tokens_read(metric)
+    if read is not None:
+        name, tokens = read
+        if len(tokens) != len(labels):
             raise UserError(
-                f"The logit difference is for {len(metric.positions)} prompts, but there are {len(labels)}; it needs "
-                "one position and two tokens for each."
+                f"The {name} is for {len(tokens)} prompts, but there are {len(labels)}; it needs one position and its "
+                "tokens for each."
             )
-        highest = int(torch.stack([metric.correct, metric.wrong]).max())
+        highest = int(tokens.max())
         if highest >= model.config.outputs:
             raise UserError(
-                f"The logit difference reads token {highest}; this network has logits for tokens "
-                f"0–{model.config.outputs - 1}."
+                f"The {name} reads token {highest}; this network has logits for tokens 0–{model.config.outputs - 1}."
             )
     return CheckedMetric(metric, labels)
+
+
+def _tokens_read(metric: Metric) -> tuple[str, Int[Tensor, "batch n"]] | None:
+    """The name of a metric on named tokens, and the tokens that it reads for each prompt."""
+    if isinstance(metric, LogitDifference):
+        return "logit difference", torch.stack([metric.correct, metric.wrong], 1)
+    if isinstance(metric, LogitContrast | ProbabilityDifference):
+        return "logit contrast" if isinstance(metric, LogitContrast) else "probability difference", metric.tokens
+    return None
 
 
 def of_rows(metric: Metric, rows: slice, batch: int) -> Metric:

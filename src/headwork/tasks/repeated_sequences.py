@@ -16,6 +16,7 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from headwork.errors import UserError, unknown
+from headwork.model.transformer import Transformer
 
 GENERATOR = "repeated-sequences"
 Placement = Literal["scattered", "adjacent", "fixed"]
@@ -194,6 +195,27 @@ class RepeatedSequences:
         if missing:
             raise UserError(f"The training distribution lacks {', '.join(missing)}.")
         return cls(**values)
+
+
+def stated_distribution(model: Transformer) -> RepeatedSequences | None:
+    """The distribution of repeated sequences that the model's card states, None where it states none."""
+    data = model.card.data if model.card is not None else None
+    return RepeatedSequences.from_dict(data) if data is not None and data.get("generator") == GENERATOR else None
+
+
+def default_distribution(vocab: int, n_ctx: int, bos: int | None = None) -> RepeatedSequences:
+    """Three scattered copies in at most 64 tokens, for a network of which no distribution is known.
+
+    Raises `UserError` where it reads too few tokens or symbols.
+    """
+    length = min(64, n_ctx)
+    longest = (length - (bos is not None)) // 3 - 1
+    if longest < 4 or vocab < 3:
+        raise UserError(
+            f"Repeated sequences need at least 15 tokens over 3 symbols; this network reads {n_ctx} over {vocab}."
+        )
+    segment = (max(2, longest * 2 // 5), longest)
+    return RepeatedSequences(vocab=vocab, length=length, segment=segment, copies=(3, 3), bos=bos)
 
 
 def _check_whole(name: str, value: object) -> None:

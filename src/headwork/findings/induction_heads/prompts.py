@@ -14,7 +14,13 @@ from headwork.findings.measurement import Status
 from headwork.methods.distance_copying import DistanceCopying, fit_distance_copying
 from headwork.methods.head_scores import Looking
 from headwork.model.transformer import Transformer
-from headwork.tasks.repeated_sequences import GENERATOR, RepeatedBatch, RepeatedSequences, followers
+from headwork.tasks.repeated_sequences import (
+    RepeatedBatch,
+    RepeatedSequences,
+    default_distribution,
+    followers,
+    stated_distribution,
+)
 
 # With as few as the discovery sequences the baseline overfits, and a network beats it too easily.
 _BASELINE_SEQUENCES = 512
@@ -62,7 +68,7 @@ def distribution_for(model: Transformer) -> tuple[RepeatedSequences, str, Status
     own = stated_distribution(model)
     if own is None:
         note = "The network's card states no distribution of repeated sequences; a default one was used."
-        return _default(config.d_vocab, config.n_ctx), note, "inferred"
+        return default_distribution(config.d_vocab, config.n_ctx), note, "inferred"
     if own.vocab > config.d_vocab or own.length > config.n_ctx:
         raise UserError(
             f"The card's training distribution ({own.vocab} tokens, length {own.length}) does not fit the network "
@@ -76,23 +82,6 @@ def distribution_for(model: Transformer) -> tuple[RepeatedSequences, str, Status
         "alone; segments and places were varied."
     )
     return varied, note, "changed"
-
-
-def stated_distribution(model: Transformer) -> RepeatedSequences | None:
-    """The distribution of repeated sequences that the model's card states, None where it states none."""
-    data = model.card.data if model.card is not None else None
-    return RepeatedSequences.from_dict(data) if data is not None and data.get("generator") == GENERATOR else None
-
-
-def _default(vocab: int, n_ctx: int) -> RepeatedSequences:
-    length = min(64, n_ctx)
-    longest = length // 3 - 1
-    if longest < 4 or vocab < 3:
-        raise UserError(
-            "This finding needs sequences of at least 15 tokens over 3 symbols; "
-            f"this network reads {n_ctx} over {vocab}."
-        )
-    return RepeatedSequences(vocab=vocab, length=length, segment=(max(2, longest * 2 // 5), longest), copies=(3, 3))
 
 
 def induction(batch: RepeatedBatch, queries: Bool[Tensor, "batch pos"] | None = None) -> Looking:
