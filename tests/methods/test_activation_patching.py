@@ -17,7 +17,7 @@ from tests.oracle import oracle_sites
 from torch import Tensor
 
 from headwork.engine.metrics import LogitDifference
-from headwork.engine.run import run
+from headwork.engine.run import observe, run
 from headwork.errors import UserError
 from headwork.methods import activation_patching as module
 from headwork.methods.activation_patching import By, Direction, activation_patching
@@ -179,7 +179,7 @@ def test_pairs_that_differ_late_are_not_changed_by_the_same_values_before(
 @pytest.mark.parametrize("name", NETWORKS)
 def test_patching_a_run_with_itself_changes_nothing(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     model, data = network(name), pairs(name)
-    monkeypatch.setattr(module, "run", lambda model, tokens, sites: run(model, data.corrupt, sites))
+    monkeypatch.setattr(module, "observe", lambda model, tokens, sites: observe(model, data.corrupt, sites))
     itself: tuple[tuple[str, By], ...] = (("resid_pre", "position"), ("attn.v", "head"), ("attn.pattern", "layer"))
     for site, by in itself:
         found = activation_patching(model, data, METRIC, site=site, by=by)

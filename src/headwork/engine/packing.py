@@ -18,7 +18,7 @@ from headwork.engine.edits import Edit
 from headwork.engine.resume import Entry, Trace
 from headwork.model import sites as places
 from headwork.model.sites import Site, layer_of, sites
-from headwork.model.transformer import Attention, Frame, PerHead, PerKeyHead, Tap, Transformer
+from headwork.model.transformer import Asking, Attention, Frame, PerKeyHead, Tap, Transformer
 
 
 @dataclass(frozen=True)
@@ -165,8 +165,8 @@ class PackedFrame(Frame):
         return cos[self._onward], sin[self._onward]
 
     def mixed(
-        self, attention: Attention, layer: int, q: PerHead, k: PerKeyHead, v: PerKeyHead, tap: Tap, here: str
-    ) -> PerHead:
+        self, attention: Attention, layer: int, q: Asking, k: PerKeyHead, v: PerKeyHead, tap: Tap, here: str
+    ) -> Asking:
         keys, values = self.base.values[places.key_site(self.base.config, layer)], self.base.values[f"{here}.v"]
         visible, first, found = self.masks.of(attention), 0, []
         for part, asking in zip(self.packing.parts, self._query_parts()):
@@ -174,9 +174,9 @@ class PackedFrame(Frame):
             if seen is not None and len(seen) > 1:
                 seen = seen.repeat(part.copies, 1, 1)
             past = (keys[:, : part.start], values[:, : part.start]) if part.start else None
-            own = (self.packing.of_part(x, part) for x in (k, v))
+            own_k, own_v = self.packing.of_part(k, part), self.packing.of_part(v, part)
             asked = q[0, asking.rows].unflatten(0, (part.copies * self.packing.batch, -1))
-            z = attention.mix(asked, *own, seen, _PartTap(self.tap, asking, first), here, past)
+            z = attention.mix(asked, own_k, own_v, seen, _PartTap(self.tap, asking, first), here, past)
             found.append(z.flatten(0, 1))
             first += part.copies
         return (torch.cat(found) if len(found) > 1 else found[0])[None]
@@ -199,7 +199,8 @@ def packed_resume(
     The entries, in order of their starts, share their layer and what is valid there.
     """
     config, where = model.config, entries[0]
-    packing = Packing(*base.tokens.shape, tuple(entry.start for entry in entries))
+    batch, length = base.tokens.shape
+    packing = Packing(batch, length, tuple(entry.start for entry in entries))
     if where.layer >= config.n_layers and not where.embeds:
         return [base.resid_final[:, max(start, read) :] for start in packing.starts]
     tap = PackedTap(base, packing, variants, where)
@@ -227,5 +228,5 @@ def packed_resume(
 
 
 def _edits_behind_keys(variants: Sequence[Sequence[Edit]], layer: int) -> bool:
-    """Whether an edit in this layer is anywhere but at its input: rows that nobody reads are then still its business."""
+    """Whether an edit in this layer is anywhere but at its input: it may then ask for rows that nobody reads."""
     return any(layer_of(e.site) == layer and not e.site.endswith(".resid_pre") for edits in variants for e in edits)

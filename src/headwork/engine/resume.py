@@ -9,13 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from headwork.engine.edits import Edit
-from headwork.engine.run import Run, Tokens, Watch, run
+from headwork.engine.run import Run, Tokens, Watch, as_tokens, observe
 from headwork.errors import UserError
 from headwork.model import sites as places
 from headwork.model.config import TransformerConfig
@@ -29,9 +30,14 @@ class Trace:
 
     model: Transformer
     tokens: Int[Tensor, "batch pos"]
-    logits: Float[Tensor, "batch pos d_vocab_out"]
     values: Mapping[str, Tensor]
     resid_final: Float[Tensor, "batch pos d_model"]
+
+    @cached_property
+    def logits(self) -> Float[Tensor, "batch pos d_vocab_out"]:
+        """The unedited run's logits, made when they are first asked for."""
+        with torch.no_grad():
+            return self.model.logits(self.resid_final)
 
     @property
     def config(self) -> TransformerConfig:
@@ -54,12 +60,9 @@ def trace_sites(config: TransformerConfig) -> list[str]:
 
 def trace(model: Transformer, tokens: Tokens) -> Trace:
     """Run the network once and keep what resuming needs."""
-    names = trace_sites(model.config)
-    last = [f"blocks.{model.config.n_layers - 1}.resid_post"] if model.config.n_layers else []
-    done = run(model, tokens, names + last)
-    with torch.no_grad():
-        final = done[last[0]] if last else model.embedded(done.tokens)
-    return Trace(model, done.tokens, done.logits, {name: done[name] for name in names}, final)
+    tokens = as_tokens(model, tokens)
+    values, final = observe(model, tokens, trace_sites(model.config))
+    return Trace(model, tokens, values, final)
 
 
 @dataclass(frozen=True)
@@ -95,68 +98,33 @@ def entry(config: TransformerConfig, edits: Sequence[Edit], keep: Sequence[str] 
 
 
 class _Resumption(Watch):
-    """Several edited copies of one batch, stacked along the batch axis; hands out what the trace still knows."""
+    """A watched pass that hands out what the trace still knows."""
 
-    def __init__(self, base: Trace, where: Entry, variants: Sequence[Sequence[Edit]], keep: Iterable[str] = ()) -> None:
-        super().__init__(base.config, keep, (), where.start)
-        self.base, self.where, self.copies = base, where, len(variants)
-        self.by_site: dict[str, list[tuple[int, Edit]]] = {}
-        for i, edits in enumerate(variants):
-            for edit in edits:
-                self.by_site.setdefault(edit.site, []).append((i, edit))
-
-    def stacked(self, site: str) -> Tensor:
-        """The trace's activation at the computed positions, once per copy."""
-        return self.copied(self.base.values[site][:, self.where.start :])
-
-    def copied(self, value: Tensor) -> Tensor:
-        if self.copies == 1:
-            return value
-        return value.expand(self.copies, *value.shape).flatten(0, 1)
+    def __init__(self, base: Trace, where: Entry, edits: Sequence[Edit], keep: Iterable[str]) -> None:
+        super().__init__(base.config, keep, edits, where.start)
+        self.base, self.where = base, where
 
     def given(self, site: str) -> Tensor | None:
-        return self.stacked(site) if site in self.where.valid and site in self.base.values else None
-
-    def wants(self, site: str) -> bool:
-        return site in self.keep or site in self.by_site
-
-    def __call__(self, site: str, value: Tensor) -> Tensor:
-        edits = self.by_site.get(site)
-        if edits:
-            parts = list(value.unflatten(0, (self.copies, -1)).unbind(0))
-            for i, edit in edits:
-                parts[i] = edit.apply(self.described[site], parts[i], self.start)
-            value = torch.cat(parts) if self.copies > 1 else parts[0]
-        return self.noted(site, value)
+        known = site in self.where.valid and site in self.base.values
+        return self.base.values[site][:, self.where.start :] if known else None
 
 
-def resume_residual(
-    model: Transformer, base: Trace, variants: Sequence[Sequence[Edit]], where: Entry, tap: _Resumption | None = None
-) -> Float[Tensor, "copies_batch pos d_model"]:
-    """The final residual stream at positions ≥ `where.start` under each variant's edits, stacked along the batch.
-
-    The edits must be `Edit.checked`; sites after the last block are left to the caller.
-    """
-    config = model.config
-    tap = tap or _Resumption(base, where, variants)
+def _resumed_stream(model: Transformer, tap: _Resumption) -> Float[Tensor, "batch pos d_model"]:
+    """The final residual stream from the entry's position on; sites after the last block are left to the caller."""
+    config, base, where = model.config, tap.base, tap.where
     if where.layer >= config.n_layers and not where.embeds:
-        return tap.copied(base.resid_final[:, where.start :])
+        return base.resid_final[:, where.start :]
     if where.embeds:
-        resid = model.embedded(tap.copied(base.tokens), tap, where.start)
+        resid = model.embedded(base.tokens, tap, where.start)
     else:
-        resid = tap.stacked(f"blocks.{where.layer}.resid_pre")
-    past = None
-    if where.start:
-
-        def before(site: str) -> Tensor:
-            return tap.copied(base.values[site][:, : where.start])
-
-        past = {
-            n: (before(places.key_site(config, n)), before(f"blocks.{n}.attn.v"))
-            for n in range(where.layer, config.n_layers)
-        }
-    frame = model.frame(tap.copied(base.tokens), where.start, past, tap)
-    for block in list(model.blocks)[where.layer :]:
+        resid = base.values[f"blocks.{where.layer}.resid_pre"][:, where.start :]
+    before = slice(None), slice(where.start)
+    past = {
+        n: (base.values[places.key_site(config, n)][before], base.values[f"blocks.{n}.attn.v"][before])
+        for n in range(where.layer, config.n_layers)
+    }
+    frame = model.frame(base.tokens, where.start, past, tap)
+    for block in model.layers[where.layer :]:
         resid = block(resid, frame, tap)
     return resid
 
@@ -174,8 +142,8 @@ def resume(
     edits = [edit.checked(model.config, *base.tokens.shape) for edit in edits]
     keep = resolve(model.config, sites)
     where = entry(model.config, edits, keep)
-    tap = _Resumption(base, where, [edits], keep)
+    tap = _Resumption(base, where, edits, keep)
     with torch.no_grad():
-        logits = model.logits(resume_residual(model, base, [edits], where, tap), tap)
+        logits = model.logits(_resumed_stream(model, tap), tap)
     tokens = base.tokens[:, where.start :]
     return Run(model.config, tokens, logits, {name: tap.kept[name] for name in keep}), where.start

@@ -126,6 +126,17 @@ def run(
     return Run(model.config, tokens, logits, {name: watch.kept[name] for name in keep})
 
 
+def observe(
+    model: Transformer, tokens: Tokens, sites: Iterable[str] | str
+) -> tuple[dict[str, Tensor], Float[Tensor, "batch pos d_model"]]:
+    """What `run` keeps at sites before the end, and the final stream; nothing is unembedded."""
+    tokens = as_tokens(model, tokens)
+    watch = Watch(model.config, resolve(model.config, sites))
+    with torch.no_grad():
+        resid = model.stream(tokens, watch)
+    return watch.kept, resid
+
+
 def as_tokens(model: Transformer, tokens: Tokens) -> Int[Tensor, "batch pos"]:
     """A copy of the tokens on the model's device, checked against its vocabulary and context length."""
     try:

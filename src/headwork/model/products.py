@@ -7,7 +7,9 @@ Small products, gradients, other types and devices take the plain way; both ways
 
 from __future__ import annotations
 
+import copy
 from functools import cache
+from typing import TypeVar
 
 import torch
 from jaxtyping import Float
@@ -23,8 +25,8 @@ _FUSED = {"none": ("none", ""), "relu": ("relu", ""), "gelu": ("gelu", "none"), 
 def linear(
     x: Float[Tensor, "*rows inside"], layer: nn.Linear, rows: slice | None = None
 ) -> Float[Tensor, "*rows outside"]:
-    """x · Wᵀ + b; of some of the layer's outputs only, where `rows` are given."""
-    return fused_linear(x, layer, "none", rows)
+    """x · Wᵀ + b in x's type; of some of the layer's outputs only, where `rows` are given."""
+    return fused_linear(x, layer, "none", rows).to(x.dtype)
 
 
 def fuses(activation: str) -> bool:
@@ -35,13 +37,33 @@ def fuses(activation: str) -> bool:
 def fused_linear(
     x: Float[Tensor, "*rows inside"], layer: nn.Linear, activation: str, rows: slice | None = None
 ) -> Float[Tensor, "*rows outside"]:
-    """activation(x · Wᵀ + b) for an activation that `fuses`."""
+    """activation(x · Wᵀ + b), in the weights' type, for an activation that `fuses`."""
     weight, bias = layer.weight, layer.bias
+    if x.dtype != weight.dtype:
+        x = x.to(weight.dtype)  # weights of `with_bfloat16_products`
     if rows is not None:
         weight, bias = weight[rows], None if bias is None else bias[rows]
     if _worth_fusing(x, weight):
         return torch.ops.mkldnn._linear_pointwise(x, weight, bias, *_attribute(activation))
     return _plain(functional.linear(x, weight, bias), activation)
+
+
+Module = TypeVar("Module", bound=nn.Module)
+
+
+def with_bfloat16_products(model: Module, keep: nn.Module) -> Module:
+    """A copy whose products with weights are made in bfloat16, but for those of the layer `keep`.
+
+    Streams and norms stay as they are, so that rounding does not add up along the stream. Everything but the weights of
+    the products is shared with the model.
+    """
+    known: dict[int, object] = {id(p): p for p in model.parameters()}
+    for module in model.modules():
+        if isinstance(module, nn.Linear) and module is not keep:
+            for p in module.parameters():
+                known[id(p)] = nn.Parameter(p.detach().bfloat16(), requires_grad=False)
+    known |= {id(p): p for p in keep.parameters()}
+    return copy.deepcopy(model, known)
 
 
 def _attribute(activation: str) -> tuple[str, list, str]:

@@ -26,6 +26,9 @@ if TYPE_CHECKING:
     from headwork.model.tokenizer import Tokenizer
 
 Stream = Float[Tensor, "batch pos d_model"]
+# The rows that a block goes on with behind its keys: all of them, unless nobody reads the others.
+Onward = Float[Tensor, "batch onward d_model"]
+Asking = Float[Tensor, "batch onward head d_head"]
 PerHead = Float[Tensor, "batch pos head d_head"]
 PerKeyHead = Float[Tensor, "batch keys kv_head d_head"]
 Earlier = Float[Tensor, "shared earlier kv_head d_head"]
@@ -90,8 +93,8 @@ class Frame:
     key_positions: Stream | None
     past: Mapping[int, tuple[Earlier, Earlier]] | None = None
 
-    def onward(self, x: Stream) -> Stream:
-        """The rows that a block goes on with behind its keys and values: all, unless nobody reads the others."""
+    def onward(self, x: Stream) -> Onward:
+        """The rows that a block goes on with behind its keys and values."""
         return x
 
     def query_rotation(self) -> tuple[Tensor, Tensor] | None:
@@ -99,8 +102,8 @@ class Frame:
         return self.rotation
 
     def mixed(
-        self, attention: Attention, layer: int, q: PerHead, k: PerKeyHead, v: PerKeyHead, tap: Tap, here: str
-    ) -> PerHead:
+        self, attention: Attention, layer: int, q: Asking, k: PerKeyHead, v: PerKeyHead, tap: Tap, here: str
+    ) -> Asking:
         """Each head's values, averaged with its pattern."""
         past = None if self.past is None else self.past[layer]
         return attention.mix(q, k, v, self.masks.of(attention), tap, here, past)
@@ -116,16 +119,25 @@ class Norm(nn.Module):
         self.b = nn.Parameter(torch.zeros(width)) if centred else None
 
     def forward(self, x: Float[Tensor, "batch pos *axes"], tap: Tap, here: str) -> Float[Tensor, "batch pos *axes"]:
-        if tap.wants(f"{here}.scale"):
+        if not tap.wants(f"{here}.scale"):
+            x = self._at_once(x)
+        elif self.centred and not torch.is_grad_enabled():
+            # The kernel's own scale; only where it was edited must the norm be made again from it.
+            normalised, mean, inverse = torch.native_layer_norm(x, self.w.shape, self.w, self.b, self.eps)
+            scale = inverse.reciprocal()
+            edited = tap(f"{here}.scale", scale)
+            x = normalised if edited is scale else (x - mean) / edited * self.w + self.b
+        else:
             if self.centred:
                 x = x - x.mean(-1, keepdim=True)
             x = x / tap(f"{here}.scale", (x.square().mean(-1, keepdim=True) + self.eps).sqrt()) * self.w
             x = x if self.b is None else x + self.b
-        elif self.centred:
-            x = functional.layer_norm(x, self.w.shape, self.w, self.b, self.eps)
-        else:
-            x = functional.rms_norm(x, self.w.shape, self.w, self.eps)
         return tap(f"{here}.normalized", x)
+
+    def _at_once(self, x: Float[Tensor, "batch pos *axes"]) -> Float[Tensor, "batch pos *axes"]:
+        if self.centred:
+            return functional.layer_norm(x, self.w.shape, self.w, self.b, self.eps)
+        return functional.rms_norm(x, self.w.shape, self.w, self.eps)
 
 
 class NoNorm(nn.Module):
@@ -199,14 +211,15 @@ class Attention(nn.Module):
 
     def project(
         self, normed: Stream, query_key_input: Stream, frame: Frame, tap: Tap, here: str
-    ) -> tuple[PerHead, PerKeyHead, PerKeyHead]:
+    ) -> tuple[Asking, PerKeyHead, PerKeyHead]:
         """Queries, keys (both normed and rotated where the architecture does) and values at the computed positions.
 
         Queries are made only of the rows that go on.
         """
         query_input = frame.onward(query_key_input)
         inputs = {"q": query_input, "k": query_key_input, "v": normed}
-        if query_input is normed:
+        # Made one by one where someone keeps them, so that keeping one does not keep the fused product of all.
+        if query_input is normed and not any(tap.wants(f"{here}.{which}") for which in "qkv"):
             fused = linear(normed, self.qkv)
             parts = {which: fused[..., self._part(which)[0]] for which in "qkv"}
         else:
@@ -223,7 +236,9 @@ class Attention(nn.Module):
         rows, _ = self._part(which)
         return linear(x, self.qkv, rows)
 
-    def _by_head(self, part: Float[Tensor, "batch pos fused"], which: str) -> PerHead | PerKeyHead:
+    def _by_head(
+        self, part: Float[Tensor, "batch pos fused"], which: str
+    ) -> Float[Tensor, "batch pos any_head d_head"]:
         return part.unflatten(-1, (self._part(which)[1], self.config.d_head))
 
     def mix(
@@ -245,12 +260,12 @@ class Attention(nn.Module):
         grouped = (q * self.config.scale).transpose(1, 2).unflatten(1, (-1, groups)).flatten(2, 3)
         k, v = k.transpose(1, 2), v.transpose(1, 2)
         scores = grouped @ k.transpose(2, 3)
+        earlier = None if past is None else past[1].transpose(1, 2)
         if past is not None:
-            past_k, past_v = (x.transpose(1, 2) for x in past)
-            scores = torch.cat([_shared(grouped, past_k.transpose(2, 3)), scores], -1)
+            scores = torch.cat([_shared(grouped, past[0].permute(0, 2, 3, 1)), scores], -1)
         scores = scores.unflatten(2, (groups, -1)).flatten(1, 2)
         if visible is not None:
-            scores = scores.masked_fill(~visible[:, None], -torch.inf)
+            scores = scores.masked_fill_(~visible[:, None], -torch.inf)
         pattern = tap(f"{here}.attn_scores", scores).softmax(-1)
         if self.config.attention_mix != 1:
             constant = torch.full_like(pattern, 1 - self.config.attention_mix)
@@ -261,10 +276,11 @@ class Attention(nn.Module):
             # A query that sees no key (padding on the left) mixes nothing; NaN there would reach the others as 0 · NaN.
             pattern = pattern.masked_fill(~visible.any(-1, keepdim=True)[:, None], 0)
         weights = tap(f"{here}.pattern", pattern).unflatten(1, (-1, groups)).flatten(2, 3)
-        if past is None:
+        if earlier is None:
             z = weights @ v
         else:
-            z = _shared(weights[..., : past_v.shape[2]], past_v) + weights[..., past_v.shape[2] :] @ v
+            count = earlier.shape[2]
+            z = _shared(weights[..., :count], earlier) + weights[..., count:] @ v
         return z.unflatten(2, (groups, -1)).flatten(1, 2).transpose(1, 2)
 
     def write(self, z: PerHead, tap: Tap, here: str) -> Stream:
@@ -351,7 +367,7 @@ class Block(nn.Module):
             self.ln2 = norm(config)
             self.mlp = MLP(config)
 
-    def forward(self, resid: Stream, frame: Frame, tap: Tap) -> Stream:
+    def forward(self, resid: Stream, frame: Frame, tap: Tap) -> Onward:
         here = f"blocks.{self.layer}"
         resid = tap(f"{here}.resid_pre", resid)
         onward = frame.onward(resid)
@@ -373,7 +389,7 @@ class Block(nn.Module):
             after = after + attn_out
         return tap(f"{here}.resid_post", after)
 
-    def attend(self, resid: Stream, frame: Frame, tap: Tap) -> Stream:
+    def attend(self, resid: Stream, frame: Frame, tap: Tap) -> Onward:
         """What attention adds to the residual stream."""
         here = f"blocks.{self.layer}.attn"
         z = tap.given(f"{here}.z")
@@ -441,11 +457,15 @@ class Transformer(nn.Module):
 
     def forward(self, tokens: Int[Tensor, "batch pos"], tap: Tap = NO_TAP) -> Float[Tensor, "batch pos d_vocab_out"]:
         """Logits at every position."""
+        return self.logits(self.stream(tokens, tap), tap)
+
+    def stream(self, tokens: Int[Tensor, "batch pos"], tap: Tap = NO_TAP) -> Stream:
+        """The residual stream after the last block: all but the unembedding, which large vocabularies make dear."""
         resid = self.embedded(tokens, tap)
         frame = self.frame(tokens, tap=tap)
         for block in self.blocks:
             resid = block(resid, frame, tap)
-        return self.logits(resid, tap)
+        return resid
 
     def embedded(self, tokens: Int[Tensor, "batch all"], tap: Tap = NO_TAP, start: int = 0) -> Stream:
         """The residual stream before the first block, at the positions from `start` on."""
