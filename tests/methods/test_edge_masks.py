@@ -76,7 +76,7 @@ def test_the_loss_and_its_gradient_equal_a_slow_twin(name: str) -> None:
 
 
 def test_the_result_is_labelled_repeatable_and_about_as_large_as_asked() -> None:
-    model, data, done = network("llama"), pairs("llama"), []
+    model, data, done = network("gpt2"), pairs("gpt2"), []
     edges = graph(model.config).edges
     first = edge_masks(model, data, METRIC, fraction=0.3, progress=done.append)
     assert done == [1] * 300
