@@ -225,8 +225,9 @@ def bytes_per_pair(model: Transformer, length: int) -> tuple[int, int]:
     """What one pair takes however many cuts are tried at once, and what each of them adds; estimates from above."""
     c, writers = model.config, len(graph(model.config).writers)
     element = model.embed.weight.element_size()
-    slots = c.n_heads + 2 * c.kv_heads
-    state = length * (writers * c.d_model + c.n_layers * (slots * c.d_head + 5 * c.d_model))
-    layer = (4 if c.gated_mlp else 2) * c.d_mlp + 4 * c.n_heads * (c.d_head + length)
-    each = length * (writers * c.d_model + c.n_layers * slots * c.d_head + 6 * c.d_model + layer) + 3 * c.outputs
+    heads = (2 * c.n_heads + 2 * c.kv_heads) * c.d_head
+    state = length * (writers * c.d_model + c.n_layers * (heads + 5 * c.d_model))
+    # A cut may change every writer (heads before W_O) and all queries, keys and values; one layer computes at a time.
+    layer = max((4 if c.gated_mlp else 3) * c.d_mlp, 4 * c.n_heads * (c.d_head + length) * (2 - (c.attention_mix == 1)))
+    each = length * (c.n_layers * (heads + c.d_model) + 8 * c.d_model + layer) + 3 * c.outputs
     return state * element + bytes_per_prompt(model, length), each * element
