@@ -247,9 +247,7 @@ def test_the_table_of_artefacts_is_complete() -> None:
 
 @pytest.mark.artifacts
 @pytest.mark.parametrize("name", artifacts.artifacts())
-def test_every_artefact_loads_with_all_its_files(
-    artifacts: Path, monkeypatch: pytest.MonkeyPatch, name: str
-) -> None:
+def test_every_artefact_loads_with_all_its_files(artifacts: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     monkeypatch.setenv("HEADWORK_ARTIFACTS", str(artifacts))
     model = load(f"artifact:{name}")
     inputs = torch.zeros(1, 2, dtype=torch.long) if isinstance(model, Transformer) else model.example[0]

@@ -74,18 +74,20 @@ def run_adapted(
         checked = _checked(adapted, edit)
         wanted.setdefault(checked.site, []).append(checked)
     kept: dict[str, Tensor] = {}
+    reached: set[str] = set()
 
     def see(site: str, value: Tensor) -> Tensor:
+        reached.add(site)
         for edit in wanted.get(site, ()):
             value = _applied(edit, value)
         if site in keep:
-            # A copy: a later step that works in place would change what is kept.
-            value = kept[site] = value.clone()
+            kept[site] = value
+            value = value.clone()  # else a later step that works in place would change what is kept
         return value
 
     with torch.set_grad_enabled(grad):
         output = adapted.seen(given, see)
-    missed = sorted((keep | wanted.keys()) - set(kept) - wanted.keys())
+    missed = sorted((keep | wanted.keys()) - reached)
     if missed:
         raise UserError(f"The pass did not come to the site {missed[0]}, which it did on the example.")
     return AdaptedRun(output, kept)

@@ -9,6 +9,7 @@ registered on the module. Elsewhere modules are watched by hooks, which last as 
 from __future__ import annotations
 
 import contextvars
+import operator
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -25,6 +26,8 @@ See = Callable[[str, Tensor], Tensor]
 
 _RUNNING: contextvars.ContextVar[object] = contextvars.ContextVar("the pass whose hooks may fire", default=None)
 _UNSEEN = ("placeholder", "get_attr", "output")
+_PICKING = (operator.getitem, getattr)
+"""Functions that only take a part of a value, which is no step of the network."""
 
 
 class Adapted:
@@ -70,7 +73,7 @@ class Graph:
         for path, node in tracer.outputs:
             self.names.setdefault(node.name, []).append(_numbered(path, calls))
         for node in self.module.graph.nodes:
-            if node.op not in (*_UNSEEN, "call_module"):
+            if node.op not in (*_UNSEEN, "call_module") and node.target not in _PICKING:
                 self.names.setdefault(node.name, []).insert(0, _numbered(node.name, calls))
 
     def run(self, inputs: tuple[Tensor, ...], see: See) -> Any:
@@ -158,7 +161,8 @@ def _hooked(module: nn.Module, inputs: tuple[Tensor, ...], see: See) -> Any:
             # A pass inside another, or in another thread, meets the hooks of both: only its own may act.
             if _RUNNING.get() is not token or not isinstance(value, Tensor):
                 return None
-            return see(_numbered(name, calls), value)
+            with _running(None):  # what is called in there is not this pass
+                return see(_numbered(name, calls), value)
 
         return fire
 
@@ -175,7 +179,7 @@ def _hooked(module: nn.Module, inputs: tuple[Tensor, ...], see: See) -> Any:
 
 
 @contextmanager
-def _running(token: object) -> Iterator[None]:
+def _running(token: object | None) -> Iterator[None]:
     before = _RUNNING.set(token)
     try:
         yield

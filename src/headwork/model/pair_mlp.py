@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import no_type_check
+
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
@@ -53,6 +55,7 @@ class PairMLP(nn.Module):
     def W_U(self) -> Float[Tensor, "hidden element"]:
         return self.logits.weight.T
 
+    @no_type_check  # a tracer hands it stand-ins, which are no tensors
     def forward(self, tokens: Int[Tensor, "batch 2"]) -> Float[Tensor, "batch element"]:
         both = torch.cat([self.x_embed(tokens[:, 0]), self.y_embed(tokens[:, 1])], 1)
         return self.logits(self.hidden(self.hidden_pre(both)))

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from headwork.errors import UserError
+from headwork.model.files import kind_of
 from headwork.model.layouts import transformer_lens
 from headwork.model.layouts.converted import Converted
 
@@ -48,7 +49,7 @@ def convert(state: Mapping[str, Any], config: Mapping[str, Any]) -> Converted:
 
 def read(path: Path) -> dict[str, Any]:
     """The tensors of a `.npz` file, or of a Coq file with its settings. Raises `UserError` where it is neither."""
-    return _read_npz(path) if zipfile.is_zipfile(path) else _read_coq(path)
+    return _read_npz(path) if kind_of(path) == "npz" else _read_coq(path)
 
 
 def contents(path: Path) -> str:
