@@ -118,7 +118,7 @@ def test_induction_networks_predict_repeats_as_stated(
     name: str, accuracy: float, inside: float, outside: float | None
 ) -> None:
     model = load(f"artifact:{name}")
-    batch = RepeatedSequences.from_dict(model.card.data).sample(64, torch.Generator().manual_seed(0))
+    batch = RepeatedSequences.from_dict(model.card.data).sample(512, torch.Generator().manual_seed(0))
     found = logits(model, batch.tokens)
     nats = functional.cross_entropy(found.transpose(1, 2), batch.targets, reduction="none")
     right = found.argmax(-1) == batch.targets
