@@ -131,7 +131,6 @@ def _found(setting: Setting, model: Transformer, prompts: TaskPrompts, asked: Di
     if asked.method == "acdc" and threshold is None:
         threshold = _THRESHOLD
     doing = f"finding the circuit by {asked.method}"
-    setting.progress(doing, 0.0)
     return scored(
         model,
         prompts,

@@ -119,7 +119,6 @@ def _measured(setting: Setting, model: Transformer, prompts: TaskPrompts, asked:
         done += count
         setting.progress(doing, _PATCHED * min(done / total, 1.0))
 
-    report(0)
     method = node_attribution if asked.estimate else activation_patching
     return method(
         model,

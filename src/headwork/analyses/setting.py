@@ -54,7 +54,6 @@ class Setting:
         """The network on its device. Raises `UserError` where there is none, or it is no transformer with layers."""
         check_device(self.device)
         locate(self.spec)
-        self.progress("loading the network", 0.0)
         model = load(self.spec, self.device)
         if not isinstance(model, Transformer) or not model.config.n_layers:
             raise UserError(f"{self.spec} has no attention layers to look into; give a transformer.")
