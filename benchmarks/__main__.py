@@ -64,8 +64,7 @@ def main(arguments: list[str] | None = None) -> int:
     if not given.only:
         beside = "" if given.device == "cpu" else f"-{given.device}"
         written, shown = (
-            path or at.with_stem(at.stem + beside)
-            for path, at in ((given.results, RESULTS), (given.page, PAGE))
+            path or at.with_stem(at.stem + beside) for path, at in ((given.results, RESULTS), (given.page, PAGE))
         )
         for path, text in ((written, json.dumps(results, indent=1)), (shown, page(results))):
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -159,4 +158,8 @@ def _results(run: Progress, where: Where, given: argparse.Namespace) -> dict[str
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:
+        print("\nStopped; the same command goes on from here.")
+        sys.exit(130)

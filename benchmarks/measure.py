@@ -52,7 +52,7 @@ def measure(row: Row, where: Where, earlier: Mapping[str, Any]) -> dict[str, Any
     found: dict[str, Any] = {}
     with contextlib.ExitStack() as stack:
         workers: dict[str, Worker] = {}
-        for side in _sides(row, where, earlier, found):
+        for side in sides(row, where, earlier, found):
             try:
                 workers[side] = stack.enter_context(where.worker(side, setting))
                 found[side] = {"seconds": [], "versions": workers[side].versions}
@@ -70,15 +70,16 @@ def measure(row: Row, where: Where, earlier: Mapping[str, Any]) -> dict[str, Any
     }
 
 
-def _sides(row: Row, where: Where, earlier: Mapping[str, Any], found: dict[str, Any]) -> list[str]:
+def sides(row: Row, where: Where, earlier: Mapping[str, Any], found: dict[str, Any]) -> list[str]:
     """Who is measured; why another is not goes into `found`."""
     chosen = []
-    fastest = fastest_peer(earlier[row.fastest_of]["sides"]) if row.fastest_of in earlier else None
+    before = earlier.get(row.fastest_of or "")
+    fastest = fastest_peer(before["sides"]) if before else None
     for side in row.sides:
         if side in PEERS and not where.peers:
             found[side] = {"failed": "not asked for"}
         elif side in PEERS and row.fastest_of and fastest and side != fastest:
-            found[side] = {"left_out": "slower in the row above; it does the same work here"}
+            found[side] = {"left_out": f"slower than the other peer in {row.fastest_of}"}
         else:
             chosen.append(side)
     return chosen
@@ -133,7 +134,7 @@ def _differences(row: Row, where: Where, found: Mapping[str, Any]) -> dict[str, 
         if mine.dtype == bool:
             tried = side_found["notes"].get("tried")
             differences[side] = {"differing": _differing(mine, other, tried), "tried": tried}
-        elif mine.shape != other.shape or (np.isnan(mine) != np.isnan(other)).any():
+        elif mine.shape != other.shape or (not row.beside and (np.isnan(mine) != np.isnan(other)).any()):
             differences[side] = {"shapes": [list(mine.shape), list(other.shape)]}
         else:
             differences[side] = {"largest": float(np.nanmax(abs(mine - other))), "scale": float(np.nanmax(abs(mine)))}
@@ -151,7 +152,7 @@ def _differing(mine: np.ndarray, other: np.ndarray, tried: int | None) -> int:
 
 def _same_top(mine: np.ndarray, other: np.ndarray, count: int | None) -> list[int]:
     """How many of the largest mean effects [.., prompt] in size both name, and out of how many."""
-    sizes = [abs(x.mean(-1)).ravel() for x in (mine, other)]
+    sizes = [np.nan_to_num(abs(x.mean(-1))).ravel() for x in (mine, other)]
     count = min(count or 20, len(sizes[0]))
     tops = [set(np.argsort(-size)[:count].tolist()) for size in sizes]
     return [len(tops[0] & tops[1]), count]

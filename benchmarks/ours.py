@@ -13,11 +13,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from benchmarks import acdc
+import xarray  # noqa: F401 – the package imports it where results are made; here that is no part of the work
 from benchmarks.machine import matrix_rates
 from benchmarks.serve import Done, Job, serve
 
 import headwork
+from benchmarks import acdc
 from headwork.engine.metrics import LogitDifference
 from headwork.engine.run import run
 from headwork.methods.activation_patching import activation_patching

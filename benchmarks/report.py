@@ -49,7 +49,7 @@ def _line(results: Results, row: Row) -> list[str]:
         _seconds(ours),
         *(_seconds(peers[side]) for side in PEERS),
         f"{ratio:.1f}" if ratio else "–",
-        f"{memory:.2f}" if memory and row.target.memory else "–",
+        f"{memory:.2f}" if memory and row.compare == "scores" else "–",
         f"{rate:.0%}" if rate else "–",
         _difference(found["differences"]),
         _aims(row, ratio, memory, rate),
@@ -60,7 +60,7 @@ def _side(rows: Mapping[str, Any], row: Row, side: str) -> Mapping[str, Any] | N
     """A side's own measurement, or that of the row that stands for it."""
     own = rows[row.name]["sides"].get(side)
     other = row.ours_of if side == "headwork" else row.beside
-    if own is None and other in rows:
+    if own is None and other is not None and other in rows:
         return rows[other]["sides"].get(side)
     return own
 
@@ -140,7 +140,7 @@ def _seconds(side: Mapping[str, Any] | None) -> str:
         return "–"
     for key in ("failed", "left_out"):
         if key in side:
-            return "not measured" if key == "failed" else "see above"
+            return "not measured" if key == "failed" else "slower, left out"
     if "absent" in side.get("notes", {}):
         return "not there yet"
     value = seconds(side)
@@ -149,7 +149,7 @@ def _seconds(side: Mapping[str, Any] | None) -> str:
 
 def _difference(differences: Mapping[str, Any]) -> str:
     said = []
-    for found in differences.values():
+    for found in (differences[side] for side in ("headwork", *PEERS, PLAIN) if side in differences):
         if "differing" in found:
             said.append(f"{found['differing']} edges" if found["differing"] else "same edges")
         elif "shapes" in found:
@@ -197,7 +197,8 @@ def _notes(results: Results) -> str:
         "`transformer_lens.patching`'s own. They run the whole prompt for every patch, and patch also the "
         "positions before the first difference, where that changes nothing; a caller who leaves those out of the "
         "residual sweep saves their share of the time.",
-        "Where only the last 7 positions differ, the faster peer is measured again; its work is the same.",
+        "With only the last 7 positions different, weights frozen, or EAP-IG, only the peer that was faster in the "
+        "first sweep, or in EAP, is measured.",
         "EAP on the peers is our rewriting of the reference's algorithm on their hooks "
         "(`benchmarks/peers/eap.py`): the reference, hannamw/EAP-IG, is not on PyPI in the version that its "
         "repository states, and asks for a GPU. As there, the weights take gradients too; one row spares the peer "

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from benchmarks import products
 from benchmarks.setting import Setting, late
+
+from benchmarks import products
 
 PLAIN = "plain"  # Headwork again, by the obvious way
 PEERS = {"tl4": "TransformerLens 4.3.0", "tl3": "TransformerLens 3.9.0"}
@@ -28,7 +29,7 @@ class Target:
 class Row:
     """One piece of work. `work` is its name with the workers, `sides` who does it.
 
-    `fastest_of` names a row whose fastest peer alone is measured again; `beside` one whose peers' times, and `ours_of`
+    `fastest_of` names a row whose fastest peer alone is measured here; `beside` one whose peers' times, and `ours_of`
     one whose own, stand for this row's, since the work is the same.
     """
 
@@ -112,19 +113,21 @@ ROWS = (
         "eap-frozen",
         "EAP, the peer's weights frozen",
         "eap",
-        ("tl3",),
+        ("tl3", "tl4"),
         Target(),
+        fastest_of="eap",
         ours_of="eap",
-        options={"tl3": {"frozen": True}},
+        options={side: {"frozen": True} for side in PEERS},
         compare="scores",
     ),
     Row(
         "eap-ig",
         "EAP-IG over inputs, 5 steps",
         "eap-ig",
-        ("headwork", "tl3"),
+        ("headwork", "tl3", "tl4"),
         Target(times=33, memory=1 / 3),
         lambda s: products.edge_attribution(s, 5),
+        fastest_of="eap",
         compare="scores",
     ),
     Row(
@@ -154,11 +157,10 @@ class Cell:
 
 
 def growth(quick: bool) -> list[Cell]:
-    """Head sweep and EAP by prompts and layers under 500 MB, and the larger ones under 2 GB too."""
+    """Head sweep and EAP: 16 to 256 prompts with 6 layers, 2 to 12 layers with 64, under 500 MB; some under 2 GB."""
     low, high = 500_000_000, 2_000_000_000
     if quick:
         return [Cell("heads", 2, 3, low), Cell("eap", 2, 3, low)]
-    cells = [
-        Cell(work, layers, pairs, low) for work in ("heads", "eap") for layers in (2, 6, 12) for pairs in (16, 64, 256)
-    ]
-    return cells + [Cell(work, 12, 64, high) for work in ("heads", "eap")]
+    sizes = [(6, 16), (6, 64), (6, 256), (2, 64), (12, 64)]
+    cells = [Cell(work, layers, pairs, low) for work in ("heads", "eap") for layers, pairs in sizes]
+    return [*cells, Cell("eap", 12, 256, low), *(Cell(work, 12, 64, high) for work in ("heads", "eap"))]

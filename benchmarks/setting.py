@@ -65,7 +65,9 @@ def write(setting: Setting, work: Path) -> None:
         (folder / "config.json").write_text(json.dumps(_hub_configuration(setting.size), indent=1))
     prompts = work / f"{setting.name}.npz"
     if not prompts.is_file():
-        np.savez(prompts, **_prompts(setting))
+        new = prompts.with_suffix(".new.npz")
+        np.savez(new, **_prompts(setting))
+        new.replace(prompts)
 
 
 def network_name(size: Size) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from benchmarks.measure import Where, measure
+from benchmarks.measure import Where, measure, sides
 from benchmarks.ours import WORKS, load
 from benchmarks.rows import ROWS
 from benchmarks.serve import Job, setting_from, setting_to
@@ -125,6 +125,18 @@ def test_a_worker_measures_time_and_memory_in_a_process_of_its_own(work: Path) -
     assert found["sides"]["tl4"] == {"failed": "not asked for"}
     with np.load(work / "heads-headwork.npz") as held:
         assert held["patched"].shape == (2, 2, 3)
+
+
+def test_only_the_faster_peer_is_measured_again_where_a_row_says_so(work: Path) -> None:
+    row = next(r for r in ROWS if r.name == "heads-late")
+    where = Where(work, QUICK, 1, "cpu", peers=True, quick=True)
+    found: dict[str, Any] = {}
+    earlier: dict[str, Any] = {"heads": {"sides": {"tl4": {"seconds": [5.0]}, "tl3": {"seconds": [4.0]}}}}
+    assert sides(row, where, earlier, found) == ["headwork", "tl3"]
+    assert found == {"tl4": {"left_out": "slower than the other peer in heads"}}
+    earlier["heads"]["sides"]["tl3"]["failed"] = "why"
+    assert sides(row, where, earlier, {}) == ["headwork", "tl4"]
+    assert sides(row, where, {}, {}) == ["headwork", "tl4", "tl3"]
 
 
 def test_settings_survive_the_way_to_a_worker() -> None:

@@ -117,7 +117,7 @@ def test_what_was_not_measured_is_said_and_has_no_ratio(results: dict[str, Any])
     assert (screened[1], screened[4]) == ("not there yet", "–")
     assert "12 ×: not measured" in screened[8]
     assert "Screening in bfloat16: no screening." in text
-    assert line(text, titled("heads-late"))[3] == "see above"
+    assert line(text, titled("heads-late"))[3] == "slower, left out"
 
 
 def test_rows_without_our_side_borrow_it(results: dict[str, Any]) -> None:
