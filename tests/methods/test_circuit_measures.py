@@ -298,3 +298,7 @@ def test_what_cannot_be_measured_is_named() -> None:
         faithfulness(model, data, METRIC, some("neox"))
     with pytest.raises(UserError, match="for 3 prompts, but there are 2"):
         faithfulness(model, data.part(slice(0, 2)), METRIC, circuit)
+    with torch.no_grad():
+        model.embed.weight[data.clean[1, 0]] = torch.nan
+    with pytest.raises(UserError, match=r"The metric gave nan for prompt [abc]"):
+        faithfulness(model, data, METRIC, circuit)

@@ -28,7 +28,7 @@ from headwork.tasks.prompt_pairs import PromptPairs, checked_metric, of_rows
 
 _DEFAULT_MEMORY = 2**28
 # Circuits whose masks are held at once.
-_AT_ONCE = 256
+_AT_ONCE = 64
 
 
 @dataclass(frozen=True)
@@ -150,7 +150,7 @@ def circuit_metric(
     runs = []
     for first in range(0, batch, fit):
         part = slice(first, min(first + fit, batch))
-        of_part = of_rows(metric, part, batch)
+        of_part = checked_metric(model, of_rows(metric, part, batch), pairs.labels[part], length)
         runs.append(CircuitRuns(model, tokens[part], of_part, ablated.rows(part), memory=memory))
     noise = 16 * torch.finfo(model.dtype).eps
     return CircuitMetric(model.config, value, direction, pairs.labels, noise, tuple(runs))
