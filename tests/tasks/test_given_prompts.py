@@ -52,7 +52,7 @@ def test_a_pair_of_texts_is_read_where_it_ends() -> None:
 
 @pytest.mark.parametrize("given", [(None, None), ("7", None), (None, "7"), ("7", "3")])
 def test_a_pair_of_ids_takes_the_networks_own_answers(given: tuple[str | None, str | None]) -> None:
-    model = network("gpt2")
+    model = network("neox")
 
     def said_after(last: int) -> int:
         return int(model(torch.tensor([[5, 3, 9, last]]))[0, -1].argmax())

@@ -16,13 +16,14 @@ from headwork.methods.acdc import acdc
 from headwork.methods.circuit import Circuit
 from headwork.methods.edge_attribution import Variant, edge_attribution
 from headwork.methods.edge_masks import edge_masks
+from headwork.methods.edge_patching import edge_patching
 from headwork.model.transformer import Transformer
 from headwork.tasks.task_prompts import TaskPrompts
 
 if TYPE_CHECKING:
     import xarray
 
-Method = Literal["eap", "eap-ig", "eap-ig-activations", "clean-corrupt", "acdc", "masks"]
+Method = Literal["eap", "eap-ig", "eap-ig-activations", "clean-corrupt", "edge-patching", "acdc", "masks"]
 VARIANTS: dict[str, Variant] = {
     "eap": "eap",
     "eap-ig": "inputs",
@@ -34,6 +35,7 @@ PAPERS: dict[Method, str] = {
     "eap-ig": "Hanna et al. 2024",
     "eap-ig-activations": "Hanna et al. 2024; Mueller et al. 2025",
     "clean-corrupt": "Hanna et al. 2024",
+    "edge-patching": "Syed et al. 2023",
     "acdc": "Conmy et al. 2023",
     "masks": "Bhaskar et al. 2024",
 }
@@ -90,6 +92,10 @@ def scored(
         words = "estimated change of the metric when the edge carries the corrupt run's output"
         return Scored(scores, words, found)
     edges = len(Circuit.whole(model.config))
+    if method == "edge-patching":
+        found = edge_patching(model, pairs, prompts.metric, per_example=True, memory=memory, progress=tick.of(edges))
+        words = "change of the metric when the edge alone carries the corrupt run's output"
+        return Scored(found.mean("prompt", keep_attrs=True), words, found)
     if method == "acdc":
         if threshold is None:
             raise UserError("ACDC is given a threshold, not a number of edges; use --threshold.")

@@ -25,7 +25,11 @@ def circuit(
     wrong: options.Wrong = None,
     counterfactual: options.Counterfactual = None,
     method: Annotated[
-        str, typer.Option(metavar="METHOD", help="eap, eap-ig, eap-ig-activations, clean-corrupt, acdc or masks.")
+        str,
+        typer.Option(
+            metavar="METHOD",
+            help="eap, eap-ig, eap-ig-activations, clean-corrupt, edge-patching, acdc or masks.",
+        ),
     ] = "eap-ig",
     edges: Annotated[
         int | None,
