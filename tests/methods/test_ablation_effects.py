@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any, get_args
 
@@ -9,12 +10,13 @@ import numpy as np
 import pytest
 import torch
 import xarray
-from tests.architectures import BATCH, LENGTH, network, prompts
+from tests.architectures import ARCHITECTURES, BATCH, LENGTH, network, prompts
+from tests.methods.peak import Peak
 from tests.methods.test_activation_patching import METRIC, START, metric_of, pairs
 from tests.oracle import oracle_sites
 from torch import Tensor
 
-from headwork.engine.metrics import LogitDifference, Metric
+from headwork.engine.metrics import LogitDifference, Loss, Metric
 from headwork.engine.run import bytes_kept
 from headwork.errors import UserError
 from headwork.methods import ablation_effects as module
@@ -22,11 +24,12 @@ from headwork.methods.ablation_choices import AblationValue
 from headwork.methods.ablation_effects import ablation_effects
 from headwork.methods.ablation_source import partners
 from headwork.methods.room import copies_that_fit
+from headwork.model.initialise import initialise
 from headwork.model.sites import Head
 from headwork.model.transformer import Transformer
 from headwork.tasks.prompt_pairs import PromptPairs
 
-NETWORKS = ("gpt2", "neox", "llama", "shortformer", "bidirectional-pad")
+NETWORKS = ("gpt2", "neox", "llama", "bidirectional-pad")
 VALUES = get_args(AblationValue)
 
 
@@ -258,6 +261,19 @@ def _least(model: Transformer, beside: int) -> int:
         except UserError:
             low = middle
     return high
+
+
+@pytest.mark.parametrize("name", ["gpt2", "llama"])
+def test_memory_stays_under_the_limit(name: str) -> None:
+    length = 48
+    model = initialise(dataclasses.replace(ARCHITECTURES[name], n_ctx=length), 0).double()
+    clean, corrupt = (torch.full((3, length), token) for token in (1, 2))
+    metric = Loss(torch.ones_like(clean), torch.ones_like(clean, dtype=torch.bool))
+    options: dict[str, Any] = {"value": ["mean", "resample"], "reference": corrupt}
+    for memory in (10**6, 4 * 10**6):
+        with Peak() as peak:
+            ablation_effects(model, PromptPairs(clean, corrupt), metric, memory=memory, **options)
+        assert memory / 8 < peak.most < memory
 
 
 @pytest.mark.usefixtures("unchecked")

@@ -29,7 +29,7 @@ from headwork.model.initialise import initialise
 from headwork.model.transformer import Transformer
 from headwork.tasks.prompt_pairs import PromptPairs
 
-NETWORKS = ("gpt2", "neox", "llama", "qwen3", "shortformer", "head-norm-learned", "bidirectional-pad")
+NETWORKS = ("gpt2", "neox", "llama", "qwen3", "shortformer", "bidirectional-pad")
 CASES: tuple[tuple[str, By], ...] = (
     ("resid_pre", "position"),
     ("resid_mid", "layer"),
@@ -176,20 +176,21 @@ def test_the_edges_out_of_a_node_add_up_to_its_attribution(name: str, steps: int
         np.testing.assert_allclose(mlps["effect"].transpose("prompt", "layer"), expected, rtol=1e-9, atol=1e-9)
 
 
-@pytest.mark.parametrize("name", ["gpt2", "neox", "qwen3"])
-def test_between_activations_a_layers_estimate_becomes_the_effect_of_patching_it(name: str) -> None:
+@pytest.mark.parametrize("name, site, layer", [("gpt2", "attn.q", 0), ("neox", "resid_pre", 1), ("qwen3", "attn.v", 1)])
+def test_between_activations_a_layers_estimate_becomes_the_effect_of_patching_it(
+    name: str, site: str, layer: int
+) -> None:
     """Integrated gradients are complete (Sundararajan et al. 2017)."""
     model, data = network(name), pairs(name)
-    for site, layer in (("resid_pre", 1), ("attn.q", 0)):
-        options: dict[str, Any] = {"site": site, "by": "layer", "layers": [layer]}
-        patched = activation_patching(model, data, METRIC, **options)["effect"]
-        few, many = (
-            node_attribution(model, data, METRIC, steps=steps, between="activations", **options)["effect"]
-            for steps in (30, 60)
-        )
-        assert np.abs(many - patched).max() < 0.6 * np.abs(few - patched).max()
-        # The error of the sum falls as 1/steps; what is left when that is taken out falls with its square.
-        np.testing.assert_allclose(2 * many - few, patched, rtol=0, atol=0.01 * np.abs(patched).max())
+    options: dict[str, Any] = {"site": site, "by": "layer", "layers": [layer]}
+    patched = activation_patching(model, data, METRIC, **options)["effect"]
+    few, many = (
+        node_attribution(model, data, METRIC, steps=steps, between="activations", **options)["effect"]
+        for steps in (30, 60)
+    )
+    assert np.abs(many - patched).max() < 0.6 * np.abs(few - patched).max()
+    # The error of the sum falls as 1/steps; what is left when that is taken out falls with its square.
+    np.testing.assert_allclose(2 * many - few, patched, rtol=0, atol=0.01 * np.abs(patched).max())
 
 
 def test_between_inputs_the_first_streams_estimate_becomes_the_whole_difference() -> None:
@@ -244,8 +245,8 @@ def test_a_limit_on_memory_changes_no_number(name: str, between: Between) -> Non
 
 
 @pytest.mark.parametrize("between", get_args(Between))
-@pytest.mark.parametrize("site", ["attn.pattern", "attn.result", "mlp.post"])
-@pytest.mark.parametrize("name", ["gpt2", "neox", "llama"])
+@pytest.mark.parametrize("site", ["attn.pattern", "attn.result"])
+@pytest.mark.parametrize("name", ["gpt2", "llama"])
 def test_memory_stays_under_the_limit(name: str, site: str, between: Between) -> None:
     length = 64
     model = initialise(dataclasses.replace(ARCHITECTURES[name], n_ctx=length), 0).double()

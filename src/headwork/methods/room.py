@@ -47,15 +47,17 @@ _UNLIMITED = 2**31
 
 
 def copies_that_fit(
-    model: Transformer, batch: int, length: int, beside: int, memory: int | None, what: str
+    model: Transformer, batch: int, length: int, beside: int, memory: int | None, what: str, each: int = 0
 ) -> tuple[int, int]:
-    """How many prompts a sweep holds at once, and in how many copies, when it also holds `beside` bytes a prompt.
+    """How many prompts a sweep holds at once, and in how many copies.
 
-    Counted like `room`. Raises `UserError`, which names the work by `what`, where not even one prompt fits.
+    Beside the sweep itself it holds `beside` bytes a prompt, and `each` for every copy of one. Counted like `room`.
+    Raises `UserError`, which names the work by `what`, where not even one prompt fits.
     """
     if memory is None:
         return batch, _UNLIMITED
     fixed, copy = _runs_and_copy(model, length)
+    copy += each
     least = fixed + beside + copy
     prompts = min(batch, memory // least)
     if not prompts:
