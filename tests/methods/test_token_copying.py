@@ -13,6 +13,7 @@ from tests.methods.test_weight_circuits import plain, through
 from tests.oracle import oracle_sites
 
 from headwork.errors import UserError
+from headwork.methods import token_copying as module
 from headwork.methods.token_copying import token_copy_scores
 from headwork.methods.weight_circuits import ov_circuit
 from headwork.model.sites import heads
@@ -26,7 +27,7 @@ def test_scores_count_tokens_among_their_own_top(name: str, norm: Any) -> None:
     done: list[int] = []
     found = token_copy_scores(model, tokens, top=top, norm=norm, progress=done.append)
     circuit = ov_circuit(model, tokens=tokens, start=start, norm=norm)
-    assert len(done) == len(heads(model.config))
+    assert sum(done) == len(heads(model.config)) * 21
     for head in heads(model.config):
         rows = circuit.sel(head=str(head)).values.tolist()
         for sign, key in ((1, "copy_score"), (-1, "negative_copy_score")):
@@ -72,6 +73,16 @@ def test_a_copying_head_scores_one_and_its_nulls_chance() -> None:
     assert float(copying["null_tokens"]) == pytest.approx(4 / 39, abs=0.03)
     # A head that writes nothing names no token, although all logits are its largest.
     assert float(silent["copy_score"]) == float(silent["negative_copy_score"]) == float(silent["null_tokens"]) == 0
+
+
+@pytest.mark.parametrize("name", ["gpt2", "neox", "llama"])
+def test_turned_into_its_own_directions_a_head_is_itself(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    model = network(name)
+    for head in heads(model.config):
+        o = model.layers[head.layer].attn.W_O[head.head].detach()
+        monkeypatch.setattr(module, "_directions", lambda *given, o=o: torch.linalg.qr(o.T).Q.T)
+        found = token_copy_scores(model, heads=[head], top=3, draws=2)
+        assert float(found["null_turned"][0]) == float(found["copy_score"][0])
 
 
 def test_a_head_that_always_names_the_same_tokens_is_told_by_its_null() -> None:

@@ -159,7 +159,7 @@ def test_training_brings_held_out_predictions_nearer() -> None:
     assert all(torch.equal(a, b) and a.grad is None for a, b in zip(model.parameters(), weights))
 
 
-@pytest.mark.parametrize("name", ["gpt2", "llama", "causal-pad"])
+@pytest.mark.parametrize("name", ["llama", "causal-pad"])
 def test_memory_and_chunks_change_nothing_but_rounding(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     model, tokens = network(name), torch.cat([prompts(name, seed) for seed in range(4)])
     settings: dict[str, Any] = {"steps": 5, "batch": 5, "seed": 3}

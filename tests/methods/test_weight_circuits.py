@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from tests.architectures import ARCHITECTURES, BATCH, LENGTH, network, prompts
-from tests.methods.hand import NETWORKS, key_head
+from tests.methods.hand import key_head
 from tests.oracle import oracle_sites
 from torch import Tensor
 
@@ -19,7 +19,7 @@ from headwork.model.initialise import initialise
 from headwork.model.sites import Head, heads
 from headwork.model.transformer import Attention, NoNorm, Norm, Transformer
 
-WEIGHTS = [*NETWORKS, "qwen3", "head-norm-learned", "classifier", "solu-ln-parallel"]
+WEIGHTS = ["gpt2", "neox", "llama", "one-kv-head", "shortformer", "qwen3", "head-norm-learned", "classifier"]
 
 
 def plain(shape: dict[str, Any]) -> Transformer:

@@ -64,10 +64,10 @@ def token_copy_scores(
     - `null_tokens`, `null_tokens_p95`: mean and 95th percentile over `draws` in which each vector is asked for a random
       other token of those given (a head that always names names, whichever it reads, scores here too);
     - `null_turned`, `null_turned_p95`: the same for the head with what it writes turned into random directions, its
-      singular values kept.
+      singular values kept. All heads meet the same directions, so that their nulls are not independent.
 
-    `progress` is called with 1 for each head done. Raises `UserError` for what does not exist, and before any work for
-    more tokens than can be compared with the vocabulary.
+    `progress` is called with 1 after each pass over a head's logits, of which there are 1 + `draws`. Raises `UserError`
+    for what does not exist, and before any work for more tokens than can be compared with the vocabulary.
     """
     config = model.config
     check_norm(norm)
@@ -85,23 +85,29 @@ def token_copy_scores(
     others = _others(asked.cpu(), draws, generator).to(asked.device)
     every = torch.arange(config.outputs, device=model.device)
     unembed = unembedding(model, every, norm)
-    found = []
+    found, written = [], []
     for head in which:
         v, o = value_output(model, head, norm)
         read = (after if head.layer else before) @ v
-        right = o @ unembed
-        hits, against = _in_top(read @ right, asked, top), _in_top(-(read @ right), asked, top)
+        logits = read @ (o @ unembed)
+        hits, against = _in_top(logits, asked, top), _in_top(-logits, asked, top)
         null = hits.gather(1, others).double().mean(0)
-        random = [_in_top(read @ (_turned(o, generator) @ unembed), asked, top) for _ in range(draws)]
-        turned = torch.stack([_own(one) for one in random])
-        numbers = [_own(hits), _own(against)]
-        numbers += [null.mean(), null.quantile(0.95), turned.mean(), turned.quantile(0.95)]
-        found.append(torch.stack(numbers))
+        found.append(torch.stack([_own(hits), _own(against), null.mean(), null.quantile(0.95)]))
+        # W_O is R of its QR decomposition, and orthonormal directions: those that are drawn anew below.
+        written.append(read @ torch.linalg.qr(o.T, mode="r").R.T)
         if progress:
             progress(1)
+    turned = torch.empty(draws, len(which), dtype=torch.float64, device=model.device)
+    for draw in range(draws):
+        directions = _directions(written[0].shape[1], config.d_model, generator).to(model.device) @ unembed
+        for i, z in enumerate(written):
+            turned[draw, i] = _own(_in_top(z @ directions, asked, top))
+            if progress:
+                progress(1)
+    numbers = torch.cat([torch.stack(found, 1), torch.stack([turned.mean(0), turned.quantile(0.95, 0)])])
     said = {"start": begin, "top": top, "tokens": len(asked), "chance": top / config.outputs}
     said |= {"draws": draws, "seed": seed} | treatment(config, norm)
-    return _dataset(model, which, torch.stack(found, 1), said)
+    return _dataset(model, which, numbers, said)
 
 
 def _vectors(
@@ -181,13 +187,11 @@ def _own(hits: Bool[Tensor, "token asked"]) -> Float[Tensor, ""]:
     return hits.diagonal().double().mean()
 
 
-def _turned(o: Float[Tensor, "d_head d_model"], generator: torch.Generator) -> Float[Tensor, "d_head d_model"]:
-    """W_O with its singular values and what it does to z, writing into random directions."""
-    r = torch.linalg.qr(o.T, mode="r").R
-    drawn = torch.linalg.qr(torch.randn(o.shape[1], r.shape[0], generator=generator, dtype=o.dtype))
+def _directions(rank: int, width: int, generator: torch.Generator) -> Float[Tensor, "rank d_model"]:
+    """Orthonormal rows, uniform over all such."""
+    drawn = torch.linalg.qr(torch.randn(width, rank, generator=generator, dtype=torch.float64))
     # Uniform only with these signs: QR as it comes prefers vectors that point against the axes.
-    directions = drawn.Q * drawn.R.diagonal().sign()
-    return (directions.to(o.device) @ r).T
+    return (drawn.Q * drawn.R.diagonal().sign()).T
 
 
 def _dataset(
