@@ -1,4 +1,4 @@
-# make reproduce | make test | make check – everything is set up in .venv first.
+# make reproduce | make test | make check | make bench – everything is set up in .venv first.
 PYTHON ?= python3
 VENV   ?= .venv
 # Another package index for torch alone, such as the CPU wheel index named on PyTorch's installation page:
@@ -11,7 +11,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c const
 OLD_PYTHON := "Headwork needs Python 3.11 or newer, and $(PYTHON) is %s. Try: make PYTHON=python3.12"
 NO_VENV := "$(PYTHON) has no venv module. On Debian and Ubuntu: apt install python3-venv"
 
-.PHONY: setup reproduce test long check clean
+.PHONY: setup reproduce test long check bench clean
 .DEFAULT_GOAL := reproduce
 
 setup: $(VENV)/.ready
@@ -40,5 +40,22 @@ check: setup
 	$(BIN)/pyright
 	$(BIN)/lint-imports
 
+# Speed and memory beside the peers, each in an environment of its own (1.6 GB each); wants two idle cores for about
+# 25 minutes, and goes on where it was interrupted. ARGS='--help' says what else it takes.
+PEERS := .venv-peers
+PEER_PIP := bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+PEER_tl4 := transformer-lens==4.3.0
+PEER_tl3 := transformer-lens==3.9.0
+
+bench: setup $(PEERS)/tl4/.ready $(PEERS)/tl3/.ready
+	@$(BIN)/python -m benchmarks $(ARGS)
+
+$(PEERS)/%/.ready: constraints.txt
+	@echo "Setting up $(PEERS)/$*: $(PEER_$*)."
+	@test -x $(@D)/bin/pip || $(PYTHON) -m venv $(@D)
+	@$(@D)/$(PEER_PIP) $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) torch
+	@$(@D)/$(PEER_PIP) $(PEER_$*)
+	@touch $@
+
 clean:
-	rm -rf $(VENV) build dist
+	rm -rf $(VENV) $(PEERS) .bench build dist

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from headwork import draw as draw
+    from headwork.engine.adapter import at_channels as at_channels
+    from headwork.engine.adapter import run_adapted as run_adapted
     from headwork.engine.edits import add as add
     from headwork.engine.edits import function as function
     from headwork.engine.edits import patch as patch
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
     from headwork.engine.run import run as run
     from headwork.engine.sweep import sweep as sweep
     from headwork.errors import UserError as UserError
+    from headwork.model.adapter import adapt as adapt
     from headwork.model.sites import Head as Head
     from headwork.model.sites import heads as heads
     from headwork.model.sites import parse_head as parse_head
@@ -37,7 +40,9 @@ _HOMES = {
     "Loss": "headwork.engine.metrics",
     "RepeatedSequences": "headwork.tasks.repeated_sequences",
     "UserError": "headwork.errors",
+    "adapt": "headwork.model.adapter",
     "add": "headwork.engine.edits",
+    "at_channels": "headwork.engine.adapter",
     "draw": "headwork.draw",
     "function": "headwork.engine.edits",
     "heads": "headwork.model.sites",
@@ -47,6 +52,7 @@ _HOMES = {
     "replace": "headwork.engine.edits",
     "resume": "headwork.engine.resume",
     "run": "headwork.engine.run",
+    "run_adapted": "headwork.engine.adapter",
     "scale": "headwork.engine.edits",
     "sites": "headwork.model.sites",
     "sweep": "headwork.engine.sweep",

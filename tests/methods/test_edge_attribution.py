@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-import weakref
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
 import xarray
 from tests.architectures import ARCHITECTURES, BATCH, LENGTH, network, prompts
+from tests.methods.peak import Peak
 from tests.methods.split_inputs import slow_edges, slow_edges_between_outputs
 from tests.oracle import oracle_sites
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from headwork.engine.metrics import LogitDifference, Loss, Metric
 from headwork.errors import UserError
@@ -195,28 +192,6 @@ def test_chunking_changes_nothing(name: str, pairs: int) -> None:
         xarray.testing.assert_allclose(cut, whole, rtol=1e-10, atol=1e-13)
 
 
-class _Peak(TorchDispatchMode):
-    """The most bytes of new tensors that are alive at once."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.alive, self.most, self.known = 0, 0, weakref.WeakSet()
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        old = {id(x.untyped_storage()) for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)}
-        out = func(*args, **(kwargs or {}))
-        for x in tree_leaves(out):
-            if isinstance(x, Tensor) and (s := x.untyped_storage()) not in self.known and id(s) not in old:
-                self.known.add(s)
-                self.alive += s.nbytes()
-                weakref.finalize(s, self._freed, s.nbytes())
-        self.most = max(self.most, self.alive)
-        return out
-
-    def _freed(self, size: int) -> None:
-        self.alive -= size
-
-
 @pytest.mark.parametrize("variant", ["inputs", "activations"])
 @pytest.mark.parametrize("start", [0, 60])
 @pytest.mark.parametrize("name", ["attention-only-rotary-part", "gpt2", "neox", "llama", "shortformer", "mix-causal"])
@@ -228,7 +203,7 @@ def test_memory_stays_under_the_limit(name: str, start: int, variant: Variant) -
     where = torch.arange(length).expand(3, -1) >= start
     metric = Loss(torch.ones_like(clean), where)
     need = bytes_at_once(model) + bytes_per_pair(model, length, start if model.config.causal else 0, start)
-    with _Peak() as peak:
+    with Peak() as peak:
         edge_attribution(model, clean, corrupt, metric, variant=variant, steps=2, memory=need)
     assert peak.most < need
     assert need < 4 * peak.most

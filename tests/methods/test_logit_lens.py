@@ -96,13 +96,13 @@ def test_no_chunk_of_rows_or_prompts_changes_a_number(monkeypatch: pytest.Monkey
     targets = tokens.roll(-1, 1)
     whole = logit_lens(model, tokens, targets=targets, chosen=[3])
     rows: list[int] = []
-    real = module._logits
+    real = module.stream_logits
 
     def counting(model: Transformer, stream: Tensor) -> Tensor:
         rows.append(len(stream))
         return real(model, stream)
 
-    monkeypatch.setattr(module, "_logits", counting)
+    monkeypatch.setattr(module, "stream_logits", counting)
     monkeypatch.setattr(module, "BYTES_PER_CHUNK", bytes_per_chunk)
     monkeypatch.setattr(module, "chunks", lambda config, batch, length: (slice(b, b + 2) for b in range(0, batch, 2)))
     parts = logit_lens(model, tokens, targets=targets, chosen=[3])

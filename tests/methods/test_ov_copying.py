@@ -8,7 +8,7 @@ from tests.architectures import network
 from tests.methods.hand import NETWORKS, key_head
 
 from headwork.errors import UserError
-from headwork.methods.ov_copying import copying_scores
+from headwork.methods.ov_copying import copying_scores, ov_copying
 from headwork.model.sites import Head
 
 
@@ -35,6 +35,13 @@ def test_a_head_that_writes_what_it_reads_scores_one(sign: float) -> None:
         model.W_U.copy_(torch.linalg.pinv(model.W_E))
         attn.W_O[0].copy_(sign * torch.linalg.pinv(attn.W_V[0]))
     assert float(copying_scores(model)[1, 0]) == pytest.approx(sign, abs=1e-5)
+
+
+def test_scores_have_their_labels() -> None:
+    model = network("llama")
+    found = ov_copying(model)
+    assert found.sizes == {"layer": 2, "head": 4}
+    assert float(found.sel(layer=1, head=3)) == float(copying_scores(model)[1, 3])
 
 
 def test_two_vocabularies_are_refused() -> None:

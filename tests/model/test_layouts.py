@@ -21,7 +21,7 @@ from headwork.errors import UserError
 from headwork.model.card import ModelCard
 from headwork.model.checkpoints import assemble, check_weights, load
 from headwork.model.importing import import_checkpoint
-from headwork.model.layouts import LAYOUTS, converter
+from headwork.model.layouts import LAYOUTS, MODULES, converter
 from headwork.model.layouts.converted import Converted
 from headwork.store.source import source_closure
 
@@ -447,7 +447,8 @@ def test_what_is_no_checkpoint_is_refused(tmp_path: Path) -> None:
 
 def test_a_result_depends_on_the_source_of_every_layout() -> None:
     seen = source_closure("headwork.model.sources")
-    assert {converter(layout).__module__ for layout in LAYOUTS} <= seen.keys()
+    found = {converter(layout).__module__ for layout in LAYOUTS} | {make().__module__ for make in MODULES.values()}
+    assert found <= seen.keys()
 
 
 # --- The authors' own networks ---------------------------------------------------------------------------------------

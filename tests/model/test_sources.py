@@ -25,10 +25,13 @@ from tests.architectures import network, prompts
 from headwork.errors import UserError
 from headwork.model import artifacts, sources
 from headwork.model import shards as shards_index
+from headwork.model.artifacts import artifact, fetch
 from headwork.model.card import ModelCard
 from headwork.model.checkpoints import save
 from headwork.model.files import sha256_of
+from headwork.model.layouts import LAYOUTS, MODULES
 from headwork.model.sources import check_device, load, locate, zoo_names
+from headwork.model.transformer import Transformer
 from headwork.notices import notice
 
 TOKENS = torch.randint(0, 11, (3, 6), generator=torch.Generator().manual_seed(0))
@@ -144,7 +147,6 @@ def test_everything_is_located_without_torch(published: Path, zoo: Path) -> None
         ("./nowhere", r"There is no model folder \./nowhere: a model is given as zoo:NAME"),
         ("", r"No model is named: a model is given as zoo:NAME"),
         ("{tmp}", r"is not a model folder: it has no config\.json"),
-        ("{tmp}/published/lab/toy.pth", r"is a pickled PyTorch file.*`headwork models import toy\.pth --layout"),
         ("{tmp}/zoo/attn-only-1l/weights.safetensors", r"is a file; give the model folder that has it"),
         ("{tmp}/zoo/attn-only-1l/config.json", r"is a file; give the model folder that has it"),
     ],
@@ -236,18 +238,23 @@ def test_the_table_of_artefacts_is_complete() -> None:
         assert entry.id == name
         assert len(entry.sha256) == 64
         assert entry.url.startswith(f"https://raw.githubusercontent.com/{entry.repo}/{entry.commit}/")
-        optional = {"config", "tokenizer"}
+        optional = {"config", "data", "beside", "tokenizer", "contents"}
         assert all(getattr(entry, field.name) for field in dataclasses.fields(entry) if field.name not in optional)
-        assert set(entry.tokenizer) in (set(), {"path", "file", "sha256"})
+        assert entry.layout in {*LAYOUTS, *MODULES}
+        assert all(len(part.sha256) == 64 for part in entry.parts)
+        assert entry.tokenizer in ("", *entry.beside)
 
 
 @pytest.mark.artifacts
 @pytest.mark.parametrize("name", artifacts.artifacts())
-def test_every_artefact_loads(artifacts: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+def test_every_artefact_loads_with_all_its_files(artifacts: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     monkeypatch.setenv("HEADWORK_ARTIFACTS", str(artifacts))
     model = load(f"artifact:{name}")
+    inputs = torch.zeros(1, 2, dtype=torch.long) if isinstance(model, Transformer) else model.example[0]
     with torch.no_grad():
-        assert model(torch.zeros(1, 3, dtype=torch.long)).isfinite().all()
+        assert model(inputs).isfinite().all()
+    for part in artifact(name).parts:
+        assert fetch(part).parent == artifacts / Path(part.file).parent
 
 
 # --- the hub ---------------------------------------------------------------------------------------------------------

@@ -5,7 +5,7 @@ from __future__ import annotations
 import typer
 
 import headwork
-from headwork.cli import findings, models, reproduce, sites, train
+from headwork.cli import artifacts, circuit, findings, lens, models, patch, reproduce, sites, tasks, train
 from headwork.cli.entry import DONE
 
 # Plain help: the coloured one would import all of rich before the first line.
@@ -13,6 +13,11 @@ app = typer.Typer(rich_markup_mode=None, add_completion=False, pretty_exceptions
 app.command("reproduce")(reproduce.reproduce)
 app.add_typer(findings.group, name="findings")
 app.add_typer(models.group, name="models")
+app.add_typer(artifacts.group, name="artifacts")
+app.command("patch")(patch.patch)
+app.command("lens")(lens.lens)
+app.command("circuit")(circuit.circuit)
+app.command("tasks")(tasks.tasks)
 app.command("sites")(sites.sites)
 app.command("train")(train.train)
 

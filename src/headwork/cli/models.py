@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from headwork.cli.options import AsJson, Spec
 from headwork.cli.output import print_facts, print_json, print_lines, print_table
 from headwork.model.layouts import LAYOUTS
+
+if TYPE_CHECKING:
+    from headwork.model.catalogue import Description
 
 group = typer.Typer(rich_markup_mode=None, help="List, show and import networks.")
 _TRAINING = ("recipe", "seed", "steps", "tokens", "loss", "loss_inside", "loss_outside", "accuracy_inside")
@@ -59,7 +62,7 @@ def show(spec: Spec, as_json: AsJson = False) -> None:
         {
             "model": found.spec,
             "description": card.description,
-            "architecture": _pairs(found.architecture.to_dict()) if found.architecture else "known once it is fetched",
+            "architecture": _architecture(found),
             "parameters": None if found.parameters is None else f"{found.parameters:,}",
             "sites": found.sites,
             "trained": _pairs({key: card.training[key] for key in _TRAINING if key in card.training}),
@@ -97,6 +100,14 @@ def import_(
     if card.inferred:
         print_lines("The file does not say these; --config FILE.json can:", *(f"  {line}" for line in card.inferred))
     print_lines(f"Next: headwork models show {folder}")
+
+
+def _architecture(found: Description) -> str:
+    if found.architecture is not None:
+        return _pairs(found.architecture.to_dict())
+    if found.other_sites:
+        return f"no transformer; its sites are {', '.join(found.other_sites)}"
+    return "known once it is fetched"
 
 
 def _loss(loss: float | None) -> str:

@@ -57,6 +57,6 @@ def print_facts(facts: Mapping[str, object]) -> None:
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")
     for name, value in facts.items():
-        if value not in (None, "", (), []):
+        if value not in (None, False, "", (), []):
             table.add_row(Text(name), Text(str(value)))
     console().print(table)

@@ -86,6 +86,17 @@ def write_numbers(axes: Axes, values: Array, colours: ScalarMappable, size: floa
             axes.text(column, row, text, ha="center", va="center", color=ink, fontsize=size, fontfamily=FONT)
 
 
+def write_words(
+    axes: Axes, values: Array, words: Sequence[Sequence[str]], colours: ScalarMappable, size: float
+) -> None:
+    """Write each word in its cell, in ink or paper by the cell's colour; a cell without a value is hatched, in ink."""
+    rgba = colours.to_rgba(np.ma.masked_invalid(values))
+    for (row, column), value in np.ndenumerate(values):
+        ink = colour.readable_on(rgba[row, column, :3]) if np.isfinite(value) else colour.INK
+        word = words[int(row)][int(column)]
+        axes.text(column, row, word, ha="center", va="center", color=ink, fontsize=size, fontfamily=FONT)
+
+
 def outline(axes: Axes, mask: npt.NDArray[np.bool_], width: float = 1.1) -> None:
     """Draw the border of the masked cells [row, column]; touching cells share one border.
 

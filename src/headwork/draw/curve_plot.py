@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 from matplotlib.axes import Axes
-from matplotlib.ticker import FuncFormatter, NullFormatter
+from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 from matplotlib.transforms import blended_transform_factory
 
 from headwork.draw import colour
@@ -87,11 +87,14 @@ def curves(
     spans: Sequence[Span] = (),
     x_log: bool = False,
     y_log: bool = False,
+    x_whole: bool = False,
     y_limits: tuple[float, float] | None = None,
     width_cm: float = 12.0,
     height_cm: float = 6.0,
 ) -> Picture:
     """Draw one or more curves over the same x. Sizes in cm. Series of one name share a colour and are named once.
+
+    `x_whole` marks whole numbers only on the x axis: layers, steps.
 
     Up to nine names stand beside the plot, each at the height where its curve ends; more or long ones go into a legend.
     Raises UserError for empty alt text, no series, more than seven names, lengths that disagree, or a log axis with
@@ -108,6 +111,8 @@ def curves(
         axes.set_xlabel(wrapped(x_label, width_cm * 0.7, SIZE))
         axes.set_ylabel(wrapped(y_label, height_cm - 1.2, SIZE))
         _scale(axes, x_log, y_log)
+        if x_whole:
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.margins(x=0.01)
         for reference in references:
             axes.axhline(reference.value, color=colour.MUTED, linewidth=0.8, linestyle=(0, (4, 2)), zorder=1.5)

@@ -28,6 +28,8 @@ from headwork.draw.style import (
 from headwork.errors import UserError
 
 LONGEST_NAME = 32
+LONGEST_WORD = 10
+_WIDEST_CM = 60.0
 
 
 def heatmap(
@@ -44,23 +46,30 @@ def heatmap(
     limits: tuple[float, float] | None = None,
     marks: Sequence[tuple[int, int]] = (),
     annotate: bool | None = None,
+    words: Sequence[Sequence[str]] | None = None,
     width_cm: float | None = None,
     height_cm: float | None = None,
 ) -> Picture:
     """Draw values [row, column], row 0 on top. NaN is hatched: not measured.
 
     `centre` asks for the diverging map about that value; `limits` are the ends of the colours; `marks` are outlined
-    cells (row, column); `annotate` writes numbers in the cells, by default where there are at most 64. Sizes in cm;
-    the default fits the cells. Raises UserError for empty alt text, sizes that disagree, or a mark outside the map.
+    cells (row, column); `annotate` writes numbers in the cells, by default where there are at most 64; `words` [row]
+    [column] are written there instead, and widen the picture where they need it. Sizes in cm; the default fits the
+    cells. Raises UserError for empty alt text, sizes that disagree, or a mark outside the map.
     """
     require_alt(alt)
     array = numbers(values, "The heat map's values", ["row", "column"])
     same_length("row names", len(rows), "rows of the heat map", array.shape[0])
     same_length("column names", len(columns), "columns of the heat map", array.shape[1])
     mask = _mask(marks, array.shape)
+    if words is not None:
+        same_length("rows of words", len(words), "rows of the heat map", array.shape[0])
+        for row in words:
+            same_length("words of a row", len(row), "columns of the heat map", array.shape[1])
+        words, annotate = [[shorten(printable(word), LONGEST_WORD) for word in row] for row in words], False
     if annotate is None:
         annotate = array.size <= cells.ANNOTATED_CELLS
-    fitted = _size(array.shape, rows, columns, annotate)
+    fitted = _size(array.shape, rows, columns, annotate, words)
     width, height = width_cm or fitted[0], height_cm or fitted[1]
     with look():
         figure = new_figure(width, height)
@@ -76,6 +85,8 @@ def heatmap(
         cells.outline(axes, mask)
         if annotate:
             cells.write_numbers(axes, array, colours, SMALL)
+        if words is not None:
+            cells.write_words(axes, array, words, colours, SMALL)
         cells.colour_bar(figure, axes, colours, value_label, height - 1.4)
         return finish(figure, name=title, alt=alt)
 
@@ -118,10 +129,19 @@ def _mask(marks: Sequence[tuple[int, int]], shape: tuple[int, ...]) -> npt.NDArr
     return mask
 
 
-def _size(shape: tuple[int, ...], rows: Sequence[str], columns: Sequence[str], annotate: bool) -> tuple[float, float]:
-    """A width and height in cm that give cells a comfortable size within the text width."""
+def _size(
+    shape: tuple[int, ...],
+    rows: Sequence[str],
+    columns: Sequence[str],
+    annotate: bool,
+    words: Sequence[Sequence[str]] | None,
+) -> tuple[float, float]:
+    """A width and height in cm that give cells a comfortable size within the text width, and words theirs beyond it."""
     beside = _beside_cm(rows)
     width = min(TEXT_WIDTH_CM, max(5.5, shape[1] * (1.0 if annotate else 0.55) + beside))
+    if words is not None:
+        longest = max(text_width(word, SMALL) for row in words for word in row) / POINTS_PER_CM
+        width = min(_WIDEST_CM, max(width, shape[1] * (longest + 0.2) + beside))
     height = min(14.0, max(1.3, shape[0] * (0.62 if annotate else 0.42)) + 1.9)
     upright = _upright(columns, max(width - beside, 1.0))
     return width, height + (_longest_cm(columns) - 0.3 if upright else 0.0)

@@ -74,7 +74,7 @@ def circuit_curve(
         model, pairs, metric, value=value, direction=direction, reference=reference, seed=seed, memory=memory
     )
     found = measure([*circuits, whole, empty], progress)
-    ratio, _, undefined = measure.share(found[:-2], grain)
+    ratio, _, undefined = measure.share(found[:-2], found[-2], found[-1])
     cpr, cmd = areas(shares, ratio)
     attrs = {"method": "circuit curve", "selection": selection, "order": order, "metric": type(metric).__name__}
     unit = {"units": "units of the metric"}

@@ -56,7 +56,7 @@ def faithfulness(
     )
     grain = circuit.granularity
     found, whole, empty = measure([circuit, Circuit.whole(model.config, grain), Circuit.empty(model.config, grain)])
-    ratio, by_prompt, undefined = measure.share(found, grain)
+    ratio, by_prompt, undefined = measure.share(found, whole, empty)
     return xarray.Dataset(
         {
             "faithfulness": ((), ratio, {"units": "1"}),
@@ -112,7 +112,7 @@ def completeness(
 
     def without(some: Sequence[Circuit]) -> Float[np.ndarray, "from set prompt"]:
         found = measure([start - part for start in (circuit, whole) for part in some], progress)
-        return found.reshape(2, len(some), -1)
+        return found.reshape(2, len(some), len(measure.labels))
 
     every = [(Circuit.empty(model.config, circuit.granularity), "nothing"), (circuit, "everything"), *tried]
     draw = np.random.default_rng(seed)
@@ -187,7 +187,7 @@ def minimality(
         for gone in removed
         for kept in (circuit - (gone - single[name]), circuit - (gone | single[name]))
     ]
-    found = measure(with_and_without, progress).reshape(len(chosen), len(removed), 2, -1)
+    found = measure(with_and_without, progress).reshape(len(chosen), len(removed), 2, len(measure.labels))
     change = found[:, :, 1] - found[:, :, 0]
     largest = np.abs(change.mean(-1)).max(1)
     scaled, undefined = _scaled(measure, largest, circuit)
@@ -237,6 +237,7 @@ def _scaled(
     measure: CircuitMetric, sizes: Float[np.ndarray, " n"], circuit: Circuit
 ) -> tuple[Float[np.ndarray, " n"], dict[str, str]]:
     """Sizes of differences of the mean metric, divided by |F(M) − F(∅)|."""
-    empty = measure([Circuit.empty(circuit.config, circuit.granularity)])
-    ratio, _, undefined = measure.share(empty + sizes[:, None], circuit.granularity)
+    ends = (Circuit.whole(circuit.config, circuit.granularity), Circuit.empty(circuit.config, circuit.granularity))
+    whole, empty = measure(ends)
+    ratio, _, undefined = measure.share(empty + sizes[:, None], whole, empty)
     return np.abs(ratio), undefined

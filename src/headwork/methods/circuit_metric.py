@@ -28,7 +28,7 @@ from headwork.tasks.prompt_pairs import PromptPairs, checked_metric, of_rows
 
 _DEFAULT_MEMORY = 2**28
 # Circuits whose masks are held at once.
-_AT_ONCE = 256
+_AT_ONCE = 64
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ class CircuitMetric:
             found.update(zip(some, values))
             if progress:
                 progress(len(some))
-        return np.stack([found[circuit] for circuit in circuits])
+        return np.array([found[circuit] for circuit in circuits]).reshape(len(circuits), len(self.labels))
 
     def _mask(self, circuit: Circuit) -> Bool[Tensor, "writer reader"]:
         if self.direction == "noising":
@@ -83,13 +83,15 @@ class CircuitMetric:
         return AblationChoices(granularity, component, self.value, self.direction, ablated).attrs()
 
     def share(
-        self, values: Float[np.ndarray, "*more prompt"], granularity: Granularity
+        self,
+        values: Float[np.ndarray, "*more prompt"],
+        whole: Float[np.ndarray, " prompt"],
+        empty: Float[np.ndarray, " prompt"],
     ) -> tuple[Float[np.ndarray, "*more"], Float[np.ndarray, "*more prompt"], dict[str, str]]:
         """(values − empty) ÷ (whole − empty): of the means, and prompt by prompt; NaN where nothing is to divide by.
 
         Third come attributes that say why, where the ratio of means is NaN.
         """
-        whole, empty = self([Circuit.whole(self.config, granularity), Circuit.empty(self.config, granularity)])
         gap, size = whole - empty, self.noise * (np.abs(whole) + np.abs(empty))
         by_prompt = np.full(values.shape, np.nan)
         np.divide(values - empty, gap, out=by_prompt, where=np.broadcast_to(np.abs(gap) > size, values.shape))
@@ -148,7 +150,7 @@ def circuit_metric(
     runs = []
     for first in range(0, batch, fit):
         part = slice(first, min(first + fit, batch))
-        of_part = of_rows(metric, part, batch)
+        of_part = checked_metric(model, of_rows(metric, part, batch), pairs.labels[part], length)
         runs.append(CircuitRuns(model, tokens[part], of_part, ablated.rows(part), memory=memory))
     noise = 16 * torch.finfo(model.dtype).eps
     return CircuitMetric(model.config, value, direction, pairs.labels, noise, tuple(runs))

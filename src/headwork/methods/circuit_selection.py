@@ -77,6 +77,36 @@ def selected(
     return (top_n if selection == "top-n" else greedy)(config, scores, n, order=order)
 
 
+def node_scores(
+    config: TransformerConfig, heads: xarray.DataArray, mlps: xarray.DataArray | None = None
+) -> xarray.DataArray:
+    """Scores of heads `[layer, head]` and of MLPs `[layer]`, as one array `[node]` under the graph's names.
+
+    Such as the mean effects of `activation_patching` or `node_attribution` at `attn.z` by head and at `mlp_out` by
+    layer. Raises `UserError` where one is missing, or is there for no MLP.
+    """
+    import xarray
+
+    if (mlps is None) != config.attention_only:
+        raise UserError(
+            "The network has no MLPs, but scores of them were given."
+            if config.attention_only
+            else "The network has MLPs, but no scores of them were given."
+        )
+    for what, given, dims in (("heads", heads, ("layer", "head")), ("MLPs", mlps, ("layer",))):
+        sizes = tuple(config.n_layers if dim == "layer" else config.n_heads for dim in dims)
+        if given is not None and (given.dims != dims or given.shape != sizes):
+            raise UserError(
+                f"The scores of {what} are {list(map(str, given.dims))} {list(given.shape)}; this network needs "
+                f"{list(dims)} {list(sizes)}."
+            )
+    nodes = graph(config).writers[1:]
+    values = [heads[n.layer, n.index] if n.kind == "head" or mlps is None else mlps[n.layer] for n in nodes]
+    return xarray.DataArray(
+        np.array([float(value) for value in values]), dims="node", coords={"node": [str(node) for node in nodes]}
+    )
+
+
 def oriented(
     circuit: Circuit, scores: xarray.DataArray, order: Order
 ) -> tuple[Float[np.ndarray, " n"], Bool[np.ndarray, " n"]]:
@@ -127,7 +157,8 @@ def _values(config: TransformerConfig, scores: xarray.DataArray) -> tuple[np.nda
                 f"The scores are of another architecture: their {dim}s differ from this network's in {odd[0]}"
                 f"{' and others' if len(odd) > 1 else ''}."
             )
-        scores = scores.sel({dim: names})
+        if [str(name) for name in scores[dim].values] != names:
+            scores = scores.sel({dim: names})
     values = scores.transpose(*expected).to_numpy().astype(np.float64)
     missing = np.argwhere(np.isnan(values) & (known.visible if values.ndim == 2 else True))
     if len(missing):

@@ -150,14 +150,14 @@ def _trained(
     return log_alpha.detach(), losses, opened
 
 
-def hard_concrete(log_alpha: Float[Tensor, " edge"], uniform: Float[Tensor, " edge"]) -> Float[Tensor, " edge"]:
+def hard_concrete(log_alpha: Float[Tensor, "*gates"], uniform: Float[Tensor, "*gates"]) -> Float[Tensor, "*gates"]:
     """Gates drawn from uniform numbers between 0 and 1."""
     uniform = uniform.clamp(1e-6, 1 - 1e-6)
     s = ((uniform.log() - (-uniform).log1p() + log_alpha) / TEMPERATURE).sigmoid()
     return (s * (HIGH - LOW) + LOW).clamp(0, 1)
 
 
-def open_probability(log_alpha: Float[Tensor, " edge"]) -> Float[Tensor, " edge"]:
+def open_probability(log_alpha: Float[Tensor, "*gates"]) -> Float[Tensor, "*gates"]:
     """How likely each gate is not exactly 0."""
     return (log_alpha - TEMPERATURE * math.log(-LOW / HIGH)).sigmoid()
 

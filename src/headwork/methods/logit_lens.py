@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -45,8 +45,25 @@ def logit_lens(
     `layer` is a coordinate of `site`: how many blocks come before it. Vocabulary-sized rows are made and reduced a
     chunk at a time. Raises `UserError` for sites that are no stream, and for tokens that the network has no logit for.
     """
+    return lens(model, tokens, read_sites(model.config, at), None, targets, chosen, labels)
+
+
+Translation = Callable[[int, Float[Tensor, "rows d_model"]], Float[Tensor, "rows d_model"]]
+"""From the index of a site, and what the stream holds there, to what is read instead."""
+
+
+def lens(
+    model: Transformer,
+    tokens: Tokens,
+    names: list[str],
+    translation: Translation | None,
+    targets: Int[Tensor, "batch pos"] | None,
+    chosen: Sequence[int],
+    labels: Sequence[str],
+    method: str = "logit lens",
+) -> xarray.Dataset:
+    """What the logit lens and its kin share: streams, translated where asked for, as predictions (see `logit_lens`)."""
     tokens = as_tokens(model, tokens)
-    names = _streams(model.config, at)
     prompts = prompt_labels(labels, len(tokens))
     wanted = _checked(model, "chosen tokens", torch.tensor(chosen, dtype=torch.long))
     if targets is not None:
@@ -59,13 +76,15 @@ def logit_lens(
         done = run(model, tokens[part], [*names, end]).activations
         sought = None if targets is None else targets[part].flatten()
         with torch.no_grad():
-            read = _read(model, [done[name].flatten(0, 1) for name in names], done[end].flatten(0, 1), sought, wanted)
+            streams = [done[name].flatten(0, 1) for name in names]
+            read = _read(model, streams, done[end].flatten(0, 1), sought, wanted, translation)
         parts.append({key: value.unflatten(1, done[end].shape[:2]) for key, value in read.items()})
     found = {key: torch.cat([p[key] for p in parts], 1).transpose(1, 2).cpu() for key in parts[0]}
-    return _dataset(names, found, chosen, prompts, "given" if targets is not None else "the network's own prediction")
+    said = {"method": method, "targets": "given" if targets is not None else "the network's own prediction"}
+    return _dataset(names, found, chosen, prompts, said)
 
 
-def _streams(config: TransformerConfig, at: Iterable[str] | str | None) -> list[str]:
+def read_sites(config: TransformerConfig, at: Iterable[str] | str | None) -> list[str]:
     """The sites to read; `UserError` for those that are no stream."""
     if not config.n_layers:
         raise UserError("This network has no layers: its embeddings already are what it predicts from.")
@@ -96,6 +115,7 @@ def _read(
     final: Float[Tensor, "rows d_model"],
     targets: Int[Tensor, " rows"] | None,
     chosen: Int[Tensor, " token"],
+    translation: Translation | None,
 ) -> dict[str, Tensor]:
     """The lens's numbers [site, rows] (`logit` [site, rows, token]); logits are made for a chunk of rows at a time."""
     found: dict[str, list[list[Tensor]]] = {}
@@ -103,16 +123,18 @@ def _read(
     size = max(1, BYTES_PER_CHUNK // (4 * model.config.outputs * final.element_size()))
     for first in range(0, len(final), size):
         rows = slice(first, first + size)
-        end = _logits(model, final[rows]).log_softmax(-1)
+        end = stream_logits(model, final[rows]).log_softmax(-1)
         sought = end.argmax(-1) if targets is None else targets[rows]
         for i, stream in enumerate(streams):
-            logits = _logits(model, stream[rows])
+            part = stream[rows]
+            logits = stream_logits(model, part if translation is None else translation(i, part))
             for key, value in _numbers(logits, end, sought, chosen).items():
                 found.setdefault(key, [[] for _ in streams])[i].append(value)
     return {key: torch.stack([torch.cat(values) for values in by_site]) for key, by_site in found.items()}
 
 
-def _logits(model: Transformer, stream: Float[Tensor, "rows d_model"]) -> Float[Tensor, "rows d_vocab_out"]:
+def stream_logits(model: Transformer, stream: Float[Tensor, "rows d_model"]) -> Float[Tensor, "rows d_vocab_out"]:
+    """What the network would predict from these rows if they were its final stream."""
     return model.unembed(model.ln_final(stream[None], NO_TAP, "ln_final"))[0]
 
 
@@ -137,7 +159,7 @@ def _numbers(
 
 
 def _dataset(
-    names: list[str], found: dict[str, Tensor], chosen: Sequence[int], labels: tuple[str, ...], targets: str
+    names: list[str], found: dict[str, Tensor], chosen: Sequence[int], labels: tuple[str, ...], attrs: dict[str, str]
 ) -> xarray.Dataset:
     import xarray
 
@@ -160,7 +182,7 @@ def _dataset(
             "prompt": list(labels),
         }
         | ({"token": list(chosen)} if chosen else {}),
-        attrs={"method": "logit lens", "targets": targets},
+        attrs=attrs,
     )
 
 

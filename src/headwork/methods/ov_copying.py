@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from headwork.errors import UserError
 from headwork.model.transformer import Transformer
+
+if TYPE_CHECKING:
+    import xarray
 
 
 def copying_scores(model: Transformer) -> Float[Tensor, "layer head"]:
@@ -32,3 +37,17 @@ def copying_scores(model: Transformer) -> Float[Tensor, "layer head"]:
         size = eigenvalues.abs().sum(-1).clamp(min=torch.finfo(torch.float64).tiny)
         scores[layer] = (eigenvalues.real.sum(-1) / size).float().cpu()
     return scores
+
+
+def ov_copying(model: Transformer) -> xarray.DataArray:
+    """`copying_scores` with their labels: dims `layer`, `head`, without unit, from −1 to 1."""
+    import xarray
+
+    scores = copying_scores(model)
+    return xarray.DataArray(
+        scores.numpy(),
+        dims=("layer", "head"),
+        coords={"layer": range(scores.shape[0]), "head": range(scores.shape[1])},
+        name="ov_copying",
+        attrs={"method": "copying score: eigenvalues of the full OV circuit", "norm": "ignored", "units": "1"},
+    )

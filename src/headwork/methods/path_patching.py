@@ -38,7 +38,7 @@ def path_edits(
         if not below:
             continue
         stream = clean.values[f"blocks.{layer}.resid_pre"] + difference(model, clean, corrupt, below)
-        new = _projected(model, model.layers[layer], stream, route)
+        new = projected(model, model.layers[layer], stream, route)
         per_group = 1 if route == "q" else model.config.n_heads // model.config.kv_heads
         edits.append(replace(f"blocks.{layer}.attn.{route}", new, sorted({h.head // per_group for h in group})))
     return edits
@@ -63,12 +63,25 @@ def difference(
     return total
 
 
-def _projected(model: Transformer, block: Block, stream: Float[Tensor, "batch pos d_model"], route: Route) -> Tensor:
-    """Queries, keys or values (before rotation) that a block computes from a residual stream."""
+def projected(
+    model: Transformer,
+    block: Block,
+    stream: Float[Tensor, "batch pos d_model"],
+    route: Route,
+    heads: Sequence[int] | None = None,
+    positions: Sequence[int] | None = None,
+) -> Float[Tensor, "batch pos some_heads d_head"]:
+    """Queries, keys or values (before norm and rotation) that a block computes from a residual stream.
+
+    Of `heads` (key–value heads for keys and values), all where left out; the stream is at `positions`, or at the first
+    ones of the prompts.
+    """
     attention = block.attn
     normed = block.ln1(stream, NO_TAP, "")
     if route != "v" and model.config.positions == "shortformer":
-        normed = normed + model.W_pos[: stream.shape[1]]
+        normed = normed + model.W_pos[list(range(stream.shape[1]) if positions is None else positions)]
     weight = {"q": attention.W_Q, "k": attention.W_K, "v": attention.W_V}[route]
     bias = {"q": attention.b_Q, "k": attention.b_K, "v": attention.b_V}[route]
+    if heads is not None:
+        weight, bias = weight[list(heads)], bias[list(heads)]
     return torch.einsum("bpm,hmd->bphd", normed, weight) + bias

@@ -29,12 +29,8 @@ def room(model: Transformer, batch: int, length: int, site: str, memory: int | N
     config = model.config
     if memory is None:
         return Room(batch, config.n_layers, _UNLIMITED)
-    element = model.embed.weight.element_size()
     layer = bytes_kept(model, 1, length, [site.format(l=0)])
-    copy = length * _width(config, length) * element
-    # Both runs leave logits and a final stream, and each computes the whole prompt once.
-    fixed = bytes_kept(model, 1, length, trace_sites(config)) + copy
-    fixed += 2 * length * (config.outputs + config.d_model) * element
+    fixed, copy = _runs_and_copy(model, length)
     least = fixed + layer + copy
     prompts = min(batch, memory // least)
     if not prompts:
@@ -48,6 +44,37 @@ def room(model: Transformer, batch: int, length: int, site: str, memory: int | N
 
 
 _UNLIMITED = 2**31
+
+
+def copies_that_fit(
+    model: Transformer, batch: int, length: int, beside: int, memory: int | None, what: str, each: int = 0
+) -> tuple[int, int]:
+    """How many prompts a sweep holds at once, and in how many copies.
+
+    Beside the sweep itself it holds `beside` bytes a prompt, and `each` for every copy of one. Counted like `room`.
+    Raises `UserError`, which names the work by `what`, where not even one prompt fits.
+    """
+    if memory is None:
+        return batch, _UNLIMITED
+    fixed, copy = _runs_and_copy(model, length)
+    copy += each
+    least = fixed + beside + copy
+    prompts = min(batch, memory // least)
+    if not prompts:
+        raise UserError(
+            f"{what} on one prompt of {length} tokens needs about {least / 1e6:,.1f} MB beside the weights; the limit "
+            f"is {memory / 1e6:,.1f} MB."
+        )
+    return prompts, 1 + (memory // prompts - least) // copy
+
+
+def _runs_and_copy(model: Transformer, length: int) -> tuple[int, int]:
+    """Bytes a prompt: what the trace and the other run take, and what one patched copy computes."""
+    element = model.embed.weight.element_size()
+    copy = length * _width(model.config, length) * element
+    # Both runs leave logits and a final stream, and each computes the whole prompt once.
+    fixed = bytes_kept(model, 1, length, trace_sites(model.config)) + copy
+    return fixed + 2 * length * (model.config.outputs + model.config.d_model) * element, copy
 
 
 def _width(config: TransformerConfig, length: int) -> int:

@@ -100,20 +100,30 @@ def vectors(
     `memory` (bytes, beside the weights and the result) bounds how many prompts run at once. Raises `UserError` for
     places and positions that do not exist, and where one prompt exceeds the limit.
     """
-    tokens, place = as_tokens(model, tokens), place.checked(model.config)
+    return vectors_at(model, tokens, [place], positions, memory)[0]
+
+
+def vectors_at(
+    model: Transformer, tokens: Tokens, places: Sequence[Place], positions: Positions = None, memory: int | None = None
+) -> list[Float[Tensor, "batch n _"]]:
+    """The same for several places, from one run."""
+    tokens, places = as_tokens(model, tokens), [place.checked(model.config) for place in places]
     batch, length = tokens.shape
     where = as_positions(positions, batch, length)
-    size = batch if memory is None else min(batch, memory // forward_bytes(model, length))
+    each = forward_bytes(model, length, max(1, len(places)))
+    size = batch if memory is None else min(batch, memory // each)
     if not size:
         raise UserError(
-            f"One prompt of {length} tokens needs about {forward_bytes(model, length) / 1e6:,.1f} MB beside the "
-            f"weights; the limit is {(memory or 0) / 1e6:,.1f} MB."
+            f"One prompt of {length} tokens needs about {each / 1e6:,.1f} MB beside the weights; the limit is "
+            f"{(memory or 0) / 1e6:,.1f} MB."
         )
-    parts = []
+    parts: list[list[Tensor]] = [[] for _ in places]
     for rows in torch.arange(batch).split(size):
-        found = place.of(run(model, tokens[rows.to(tokens.device)], [place.site])[place.site]).cpu()
-        parts.append(found if where is None else found[torch.arange(len(rows))[:, None], where[rows]])
-    return torch.cat(parts)
+        done = run(model, tokens[rows.to(tokens.device)], [place.site for place in places])
+        for place, kept in zip(places, parts):
+            found = place.of(done[place.site]).cpu()
+            kept.append(found if where is None else found[torch.arange(len(rows))[:, None], where[rows]])
+    return [torch.cat(kept) for kept in parts]
 
 
 def forward_bytes(model: Transformer, length: int, layers: int = 1) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+import posixpath
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -23,9 +24,11 @@ UNLICENSED = "none stated"
 
 @dataclass(frozen=True, kw_only=True)
 class Artifact:
-    """One published file: `path` at `commit` of the GitHub repository `repo`; `config` adds to what the file states.
+    """One published file: `path` at `commit` of the GitHub repository `repo`, `file` in the folder of the artefacts.
 
-    `tokenizer` has the `path`, `file` and `sha256` of the network's tokenizer in the same repository, if it has one.
+    `config` adds to what the file states, `data` says what the network was trained on. `beside` are further files of
+    the same repository folder by name, with their sha256: settings, tokenizer (the name in `tokenizer`), results.
+    Where `contents` is not empty, the file at `path` has another form than `file`; both hold tensors with that hash.
     """
 
     id: str
@@ -38,26 +41,63 @@ class Artifact:
     licence: str
     layout: str
     config: Mapping[str, Any] = field(default_factory=dict)
-    tokenizer: Mapping[str, str] = field(default_factory=dict)
+    data: Mapping[str, Any] | None = None
+    beside: Mapping[str, str] = field(default_factory=dict)
+    tokenizer: str = ""
+    contents: str = ""
 
     @property
     def url(self) -> str:
         """Where anyone can download it."""
         return f"https://raw.githubusercontent.com/{self.repo}/{self.commit}/{self.path}"
 
+    def part(self, name: str) -> Artifact:
+        """A file beside this one, to be fetched like it. Raises `UserError` where there is none of this name."""
+        if name not in self.beside:
+            raise unknown(f"file beside artifact:{self.id}", name, self.beside)
+        return replace(
+            self,
+            path=posixpath.join(posixpath.dirname(self.path), name),
+            file=posixpath.join(posixpath.dirname(self.file), name),
+            sha256=self.beside[name],
+            layout="",
+            config={},
+            data=None,
+            beside={},
+            tokenizer="",
+            contents="",
+        )
+
+    @property
+    def parts(self) -> tuple[Artifact, ...]:
+        """The file itself and all those beside it."""
+        return (self, *map(self.part, self.beside))
+
 
 def tokenizer_of(wanted: Artifact) -> Artifact | None:
     """The file of a network's tokenizer, to be fetched like the network; None where it has none."""
-    if not wanted.tokenizer:
-        return None
-    return replace(wanted, id=f"{wanted.id}-tokenizer", layout="tokenizer", config={}, tokenizer={}, **wanted.tokenizer)
+    return wanted.part(wanted.tokenizer) if wanted.tokenizer else None
 
 
 @functools.cache
 def artifacts() -> dict[str, Artifact]:
     """All known artefacts by id, in the order of the table."""
     table = tomllib.loads(resources.files("headwork.model").joinpath("artifacts.toml").read_text(encoding="utf-8"))
-    return {name: Artifact(id=name, **entry) for name, entry in table.items()}
+    return {name: _artifact(name, entry, table["sources"]) for name, entry in table["networks"].items()}
+
+
+def _artifact(name: str, entry: Mapping[str, Any], sources: Mapping[str, Mapping[str, str]]) -> Artifact:
+    source = sources[entry["source"]]
+    rest = {key: value for key, value in entry.items() if key not in ("source", "file", "path")}
+    return Artifact(
+        id=name,
+        repo=source["repo"],
+        commit=source["commit"],
+        licence=source["licence"],
+        path=entry.get("path", posixpath.join(source["path"], entry["file"])),
+        file=posixpath.join(entry["source"], entry["file"]),
+        **rest,
+    )
 
 
 def artifact(name: str) -> Artifact:
@@ -80,34 +120,51 @@ def at_hand(wanted: Artifact) -> Path | None:
             raise UserError(f"{FOLDER} names {named}, which is not a folder.")
         if (folder / wanted.file).is_file():
             return folder / wanted.file
-    cached = _cache() / _cached_name(wanted)
+    cached = _cache(wanted) / posixpath.basename(wanted.path)
     return cached if cached.is_file() else None
 
 
 def fetch(wanted: Artifact) -> Path:
-    """The artefact's file, from HEADWORK_ARTIFACTS, the cache or its public source, with its sha256 checked.
+    """The artefact's file, from HEADWORK_ARTIFACTS, the cache or its public source, with its contents checked.
 
     Says in one line where no licence is stated. Raises `UserError` where the file is not the one in the table, or is
     not here and cannot be downloaded.
     """
     path = at_hand(wanted) or _download(wanted)
-    found = sha256_of(path)
-    if found != wanted.sha256:
-        raise UserError(
-            f"{path} has the sha256 {found}, but artifact:{wanted.id} has {wanted.sha256}; remove or replace the file."
-        )
+    _check(path, wanted)
     if wanted.licence.startswith(UNLICENSED):
         notice(f"artifact:{wanted.id} comes from {wanted.repo}, which states no licence.")
     return path
 
 
+def _check(path: Path, wanted: Artifact) -> None:
+    """Raise `UserError` unless this is the file of the table, or holds the same tensors in the form of the source."""
+    what, expected = ("sha256", wanted.sha256)
+    if _other_form(wanted) and path.name == posixpath.basename(wanted.path):
+        from headwork.model.layouts.max_of_two import contents
+
+        what, expected = ("tensors with the sha256", wanted.contents)
+        found = contents(path)
+    else:
+        found = sha256_of(path)
+    if found != expected:
+        raise UserError(
+            f"{path} has the {what} {found}, but artifact:{wanted.id} has {expected}; remove or replace the file."
+        )
+
+
+def _other_form(wanted: Artifact) -> bool:
+    """Whether what the source has is not `file` itself."""
+    return bool(wanted.contents)
+
+
 def _download(wanted: Artifact) -> Path:
     import pooch  # only here: listing artefacts must stay quick
 
+    pooch.get_logger().setLevel("WARNING")  # not a line of its own on stderr for every file
+    known = None if _other_form(wanted) else f"sha256:{wanted.sha256}"
     try:
-        found = pooch.retrieve(
-            wanted.url, known_hash=f"sha256:{wanted.sha256}", fname=_cached_name(wanted), path=_cache()
-        )
+        found = pooch.retrieve(wanted.url, known_hash=known, fname=posixpath.basename(wanted.path), path=_cache(wanted))
     except ValueError as error:  # pooch's word for a hash that differs
         raise UserError(f"{wanted.url} no longer has the sha256 {wanted.sha256} of artifact:{wanted.id}.") from error
     except OSError as error:  # all of requests' errors are OSErrors too
@@ -118,11 +175,8 @@ def _download(wanted: Artifact) -> Path:
     return Path(found)
 
 
-def _cache() -> Path:
+def _cache(wanted: Artifact) -> Path:
+    """The folder of an artefact's files, under their own names, so that settings lie beside weights."""
     import platformdirs
 
-    return Path(platformdirs.user_cache_dir("headwork", appauthor=False)) / "artifacts"
-
-
-def _cached_name(wanted: Artifact) -> str:
-    return f"{wanted.id}{Path(wanted.path).suffix}"
+    return Path(platformdirs.user_cache_dir("headwork", appauthor=False)) / "artifacts" / wanted.id

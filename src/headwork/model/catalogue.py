@@ -14,7 +14,7 @@ from headwork.model.card import ModelCard
 from headwork.model.config import TransformerConfig
 from headwork.model.folder import WEIGHTS, read_record
 from headwork.model.sites import sites
-from headwork.model.sources import ZOO, Kind, load, locate, zoo_names
+from headwork.model.sources import ZOO, Kind, load, load_transformer, locate, zoo_names
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +45,7 @@ class PublishedModel:
     url: str
     licence: str
     here: bool
+    sha256: str
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
@@ -53,18 +54,25 @@ class PublishedModel:
 
 @dataclass(frozen=True, kw_only=True)
 class Description:
-    """All that is known about one network; sizes and architecture are None where it has to be fetched first."""
+    """All that is known about one network.
+
+    Sizes and architecture are None where it has to be fetched first, the architecture also where it is no transformer.
+    """
 
     spec: str
     kind: Kind
     card: ModelCard
     architecture: TransformerConfig | None
     parameters: int | None
+    other_sites: tuple[str, ...] = ()
+    """The sites of a network that is no transformer."""
 
     @property
     def sites(self) -> int | None:
         """How many sites it has."""
-        return None if self.architecture is None else len(sites(self.architecture))
+        if self.architecture is None:
+            return len(self.other_sites) or None
+        return len(sites(self.architecture))
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
@@ -93,7 +101,8 @@ def published() -> list[PublishedModel]:
             source=f"github.com/{known.repo}",
             url=known.url,
             licence=known.licence,
-            here=at_hand(known) is not None,
+            here=all(at_hand(part) is not None for part in known.parts),
+            sha256=known.sha256,
         )
         for known in artifacts().values()
     ]
@@ -115,22 +124,26 @@ def describe(spec: str) -> Description:
         )
     if found.path is None:
         return Description(spec=spec, kind=found.kind, card=found.card, architecture=None, parameters=None)
+    from headwork.model.transformer import Transformer
+
     model = load(spec)
+    transformer = isinstance(model, Transformer)
     return Description(
         spec=spec,
         kind=found.kind,
         card=model.card or found.card,
-        architecture=model.config,
+        architecture=model.config if transformer else None,
         parameters=sum(p.numel() for p in model.parameters()),
+        other_sites=() if transformer else tuple(model.sites),
     )
 
 
 def architecture_of(spec: str) -> TransformerConfig:
     """The architecture of the network that a SPEC stands for; weights are read, or fetched, only where it needs them.
 
-    Raises `UserError` as `load` does.
+    Raises `UserError` as `load_transformer` does.
     """
-    return locate(spec).architecture or load(spec).config
+    return locate(spec).architecture or load_transformer(spec).config
 
 
 def _zoo_model(name: str) -> ZooModel:

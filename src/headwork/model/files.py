@@ -44,17 +44,23 @@ def sha256_of(path: Path) -> str:
         raise UserError(f"Cannot read {path}: {(error.strerror or str(error)).lower()}.") from error
 
 
-def kind_of(path: Path) -> Literal["torch", "safetensors", "other"]:
+_FIRST = 160
+"""Enough bytes for the name of a zip archive's first member."""
+
+
+def kind_of(path: Path) -> Literal["torch", "safetensors", "npz", "other"]:
     """What a file of weights is by its first bytes, whatever it is called. Raises `UserError` if it cannot be read."""
     try:
         with path.open("rb") as file:
-            start = file.read(9)
+            start = file.read(_FIRST)
     except FileNotFoundError:
         raise UserError(f"There is no file {path}.") from None
     except OSError as error:
         raise UserError(f"Cannot read {path}: {(error.strerror or str(error)).lower()}.") from error
-    if start[4:] == b"\0\0\0\0{":  # a header's length in eight bytes, never above 100 MB, and the header's JSON
+    if start[4:9] == b"\0\0\0\0{":  # a header's length in eight bytes, never above 100 MB, and the header's JSON
         return "safetensors"
+    if start.startswith(b"PK\x03\x04") and b".npy" in start[30:]:  # numpy's archive: the first member's name ends so
+        return "npz"
     return "torch" if start.startswith((b"PK\x03\x04", b"\x80")) else "other"  # a zip archive, or a bare pickle
 
 

@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Any
 from headwork.errors import UserError
 from headwork.model.card import ModelCard
 from headwork.model.files import kind_of, read_json
-from headwork.model.layouts import converter, reader
+from headwork.model.layouts import builder, converter, reader
+from headwork.model.layouts.recognise import AUTHORS, recognise
 from headwork.model.shards import hub_weights, weight_files, weights_sha256
 
 if TYPE_CHECKING:
-    from headwork.model.layouts.converted import Converted
+    from headwork.model.layouts.converted import Built, Converted
 
 
 def import_checkpoint(
@@ -66,6 +67,22 @@ def read_checkpoint(file: Path, layout: str, config: Mapping[str, Any]) -> Conve
     return convert(_read_weights(file, layout), config)
 
 
+def read_network(file: Path, layout: str, config: Mapping[str, Any]) -> Converted | Built:
+    """Read a checkpoint as `read_checkpoint` does, also of a network that is no transformer.
+
+    The layout `authors` stands for the one that the file's tensors show. Raises `UserError`.
+    """
+    if layout == AUTHORS:
+        state = _read_weights(file, layout)
+        layout = recognise(state, str(file))
+    elif builder(layout) is None:
+        return read_checkpoint(file, layout, config)
+    else:
+        state = _read_weights(file, layout)
+    build = builder(layout)
+    return converter(layout)(state, config) if build is None else build(state, config)
+
+
 def _merged(files: tuple[Path, ...], layout: str) -> dict[str, Any]:
     """All tensors of the files. Raises `UserError` where two files hold the same."""
     found: dict[str, Any] = {}
@@ -81,8 +98,8 @@ def _read_weights(path: Path, layout: str) -> Mapping[str, Any]:
     from headwork.model.checkpoints import read_safetensors
     from headwork.model.layouts.torch_file import read_state
 
-    kind, read = kind_of(path), reader(layout)
-    if kind == "other" and read is not None:
+    kind, read = kind_of(path), reader(layout, path.suffix)
+    if kind in ("other", "npz") and read is not None:
         return read(path)
     return read_safetensors(path) if kind == "safetensors" else read_state(path)
 

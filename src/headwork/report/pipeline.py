@@ -15,13 +15,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from headwork import __version__
-from headwork.errors import UserError
 from headwork.findings.figure import Figure, Interval, ShownLevel
 from headwork.findings.registry import Finding, finding
 from headwork.model.sources import check_device, locate
 from headwork.store.address import address
-from headwork.store.atomic import make_folders, plain_errors
-from headwork.store.publish import publish
+from headwork.store.publish import publish, require_folder
 from headwork.store.results import Entry, Store
 from headwork.store.source import code_hash, library_versions
 from headwork.studies.plan import Plan, plan
@@ -68,7 +66,7 @@ def reproduce(
     check_device(device)
     planned = plan(asked, model, seeds)
     out = out.expanduser().absolute()
-    _require_folder(out)
+    require_folder(out)
     store = store or Store()
     store.sweep()
     notes = _notes(asked, planned)
@@ -205,19 +203,6 @@ def _environment(device: str) -> dict[str, str]:
         "processors": str(os.cpu_count()),
         "system": f"{platform.system()} {platform.machine()}",
     }
-
-
-def _require_folder(out: Path) -> None:
-    """Fail before the work rather than after it, and leave no folder behind."""
-    if out.exists() and not out.is_dir():
-        raise UserError(f"--out is {out}, which is a file; it must be a folder.")
-    missing = [folder for folder in (out, *out.parents) if not folder.exists()]
-    with plain_errors(out):
-        make_folders(out)
-        for folder in missing:
-            folder.rmdir()
-    if not missing and not os.access(out, os.W_OK):
-        raise UserError(f"--out is {out}, where nothing can be written; choose another folder.")
 
 
 def read_record(folder: Path) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path, PurePosixPath, PureWindowsPath
@@ -33,6 +34,19 @@ def publish(files: Mapping[str, Path], out: Path, last: str) -> None:
         return
     with plain_errors(out):
         _replace([(files[name], targets[name]) for name in changed], (files[last], targets[last]))
+
+
+def require_folder(out: Path) -> None:
+    """Fail before the work rather than after it, and leave no folder behind. Raises UserError."""
+    if out.exists() and not out.is_dir():
+        raise UserError(f"--out is {out}, which is a file; it must be a folder.")
+    missing = [folder for folder in (out, *out.parents) if not folder.exists()]
+    with plain_errors(out):
+        make_folders(out)
+        for folder in missing:
+            folder.rmdir()
+    if not missing and not os.access(out, os.W_OK):
+        raise UserError(f"--out is {out}, where nothing can be written; choose another folder.")
 
 
 def _replace(others: list[tuple[Path, Path]], record: tuple[Path, Path]) -> None:

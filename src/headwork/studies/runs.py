@@ -131,10 +131,10 @@ class _Work:
         import torch
 
         from headwork.model.initialise import initialise
-        from headwork.model.sources import load
+        from headwork.model.sources import load_transformer
 
         started = time.perf_counter()
-        model = load(task.located.spec, self.device)
+        model = load_transformer(task.located.spec, self.device)
         if task.untrained:
             card, seed = model.card, settings(self.finding)["seed"]
             model = initialise(model.config, seed).to(self.device)

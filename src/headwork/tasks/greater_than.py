@@ -28,10 +28,14 @@ TEMPLATES: Mapping[Split, tuple[str, ...]] = {
     "discovery": (
         "The {noun} lasted from the year {century}{year} to the year {century}",
         "The {noun} ran from the year {century}{year} until the year {century}",
+        "The {noun} continued from the year {century}{year} to the year {century}",
+        "The {noun} stretched from the year {century}{year} to the year {century}",
     ),
     "held-out": (
         "The {noun} began in the year {century}{year} and ended in {century}",
         "The {noun} started in the year {century}{year} and stopped in {century}",
+        "The {noun} arose in the year {century}{year} and vanished in {century}",
+        "The {noun} opened in the year {century}{year} and closed in {century}",
     ),
 }
 NOUNS = listed(

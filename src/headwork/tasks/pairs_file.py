@@ -53,8 +53,13 @@ class _Row:
 
     @property
     def group(self) -> str:
-        """What this row shares with rows that are not independent of it; by default nothing."""
-        return next((str(self.values[name]) for name in _GROUPS if self.values.get(name)), str(self.number))
+        """What this row shares with rows that are not independent of it."""
+        return _group(self.number, self.values)
+
+
+def _group(number: int, values: Mapping[str, Any]) -> str:
+    """A row's template, where the file names one; by default a row shares nothing with others."""
+    return next((str(values[name]) for name in _GROUPS if values.get(name)), str(number))
 
 
 def pairs_file(
@@ -80,12 +85,13 @@ def pairs_file(
     values = _values(path)
     column = _corrupt_column(path, values[0], counterfactual)
     tokenizer = model.tokenizer if model.tokenizer_source is not None else None
+    prompts = ("clean", column)
+    part, shared = _of_split(values, split)
     rows = [
-        _Row(i, row, *(tuple(_prompt(tokenizer, path, i, row, name, bos)) for name in ("clean", column)))
-        for i, row in enumerate(values, 1)
+        _Row(i, values[i - 1], *(tuple(_prompt(tokenizer, path, i, values[i - 1], name, bos)) for name in prompts))
+        for i in part
     ]
-    part, shared = _of_split(rows, split)
-    chosen, notes = _of_one_length(path, part)
+    chosen, notes = _of_one_length(path, rows)
     random = generator(seed, split)
     order = torch.randperm(len(chosen), generator=random)[:n].tolist()
     kept = [chosen[i] for i in sorted(order)]
@@ -184,15 +190,16 @@ def _prompt(
         raise UserError(f"Row {number} of {path}: {error}") from None
 
 
-def _of_split(rows: Sequence[_Row], split: Split) -> tuple[list[_Row], bool]:
-    """The split's rows, always the same whatever the seed; and whether both splits are the same."""
-    groups = sorted({row.group for row in rows})
+def _of_split(rows: Sequence[Mapping[str, Any]], split: Split) -> tuple[list[int], bool]:
+    """The numbers of the split's rows, the same whatever the seed; and whether both splits are the same."""
+    group = {number: _group(number, row) for number, row in enumerate(rows, 1)}
+    groups = sorted(set(group.values()))
     if len(groups) < 2:
-        return list(rows), True
+        return list(group), True
     order = torch.randperm(len(groups), generator=torch.Generator().manual_seed(0)).tolist()
     half = (len(groups) + 1) // 2
     mine = {groups[i] for i in (order[:half] if split == "discovery" else order[half:])}
-    return [row for row in rows if row.group in mine], False
+    return [number for number, name in group.items() if name in mine], False
 
 
 def _of_one_length(path: Path, rows: Sequence[_Row]) -> tuple[list[_Row], tuple[str, ...]]:

@@ -75,10 +75,13 @@ def check_count(n: int) -> None:
 
 
 def common_axis(pieces: Sequence[Sequence[str]], names: Sequence[Sequence[str]] | None = None) -> tuple[str, ...]:
-    """Names for the positions: the token's text where all prompts share it, else its place's name, else its number."""
+    """Names for the positions: the token's text where all prompts share it, else its place's name, else its number.
+
+    Spaces of tokens are written ␣, so that they can be told from those of names.
+    """
     found = []
     for position, texts in enumerate(zip(*pieces)):
         places = {row[position] for row in names} if names else set()
         place = places.pop() if len(places) == 1 else ""
-        found.append(texts[0] if len(set(texts)) == 1 else place or str(position))
+        found.append(texts[0].replace(" ", "␣") if len(set(texts)) == 1 else place or str(position))
     return tuple(found)

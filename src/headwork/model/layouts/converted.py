@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from headwork.errors import UserError, unknown
 from headwork.model.checkpoints import check_tensor
@@ -160,3 +160,14 @@ def fuse(parts: Iterable[Tensor]) -> Tensor:
 def _some(names: Iterable[str]) -> str:
     names = list(names)
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "") if names else "none"
+
+
+@dataclass(frozen=True)
+class Built:
+    """A network that is no transformer, read from another layout: a module, and inputs that it can be run on."""
+
+    module: nn.Module
+    example: Tensor
+    training: dict[str, Any] = field(default_factory=dict)
+    data: dict[str, Any] | None = None
+    inferred: tuple[str, ...] = ()
