@@ -126,7 +126,7 @@ def _in_parts(
     """What a lens reads on the clean prompts, so many at once."""
     import xarray
 
-    found = []
+    found: list[xarray.Dataset] = []
     for first in range(0, len(pairs.clean), at_once):
         rows = slice(first, first + at_once)
         sought = None if targets is None else targets[rows]
