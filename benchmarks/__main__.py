@@ -56,7 +56,8 @@ def main(arguments: list[str] | None = None) -> int:
     run.step("rates-before", lambda: rates(where))
     for row in rows:
         run.step(row.name, lambda row=row: measure(row, where, run.rows()), again=bool(given.only))
-    run.step("rates-after", lambda: rates(where), again=bool(given.only))
+    if not given.only:
+        run.step("rates-after", lambda: rates(where))
     for cell in cells_asked:
         run.step(cell.name, lambda cell=cell: grow(cell, where), again=bool(given.only))
     results = _results(run, where, given)

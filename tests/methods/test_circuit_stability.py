@@ -97,6 +97,17 @@ def test_noisier_scores_are_less_stable_and_prompts_of_a_group_are_drawn_togethe
     assert grouped.attrs["resampled"] == "groups"
 
 
+def test_every_prompt_of_a_drawn_group_counts() -> None:
+    scores, names = noisy(5, 2.0), ["a", "b", "a", "c", "b"]
+    found = circuit_stability(CONFIG, scores, 10, groups=names, resamples=4, seed=1)
+    draw, circuits = np.random.default_rng(1), []
+    for _ in range(4):
+        rows = [i for g in draw.integers(3, size=3) for i in range(5) if names[i] == "abc"[g]]
+        circuits.append(selected(CONFIG, scores[rows].mean("prompt"), 10, "top-n", "absolute"))
+    pairs = [similarity(one, other) for one, other in itertools.combinations(circuits, 2)]
+    assert float(found["jaccard"]) == pytest.approx(np.mean(pairs))
+
+
 def test_what_cannot_be_resampled_is_named() -> None:
     scores = noisy(3, 1.0)
     wrong = [

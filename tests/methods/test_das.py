@@ -26,7 +26,7 @@ ANSWERS = (1, 3, 4, 7)
 READ = torch.tensor([[4], [3], [2]])
 HERE, THERE = torch.tensor([[1, 3], [0, 2], [2, 1]]), torch.tensor([[2, 0], [4, 2], [2, 3]])
 PLACE = Place("blocks.1.resid_pre")
-QUICK = Training(steps=60, batch=64, rate=0.05)
+QUICK = Training(steps=40, batch=64, rate=0.05)
 
 
 def wired_pairs(first: int, last: int) -> InterchangePairs:
@@ -38,7 +38,7 @@ def wired_pairs(first: int, last: int) -> InterchangePairs:
 
 @pytest.fixture(scope="module")
 def found() -> xarray.Dataset:
-    return das(wired.xor_network(), wired_pairs(0, 150), wired_pairs(150, 350), PLACE, 1, training=QUICK, draws=10)
+    return das(wired.xor_network(), wired_pairs(0, 150), wired_pairs(150, 350), PLACE, 1, training=QUICK, draws=20)
 
 
 def test_the_wired_variable_is_found_and_the_controls_are_near_chance(found: xarray.Dataset) -> None:
@@ -56,7 +56,7 @@ def test_the_wired_variable_is_found_and_the_controls_are_near_chance(found: xar
 
 def test_the_stored_basis_gives_the_stored_accuracy(found: xarray.Dataset) -> None:
     basis = torch.from_numpy(found["basis"].sel(fitted="das").values)
-    again = interchange(wired.xor_network(), wired_pairs(150, 350), Subspace(PLACE, basis), draws=10)
+    again = interchange(wired.xor_network(), wired_pairs(150, 350), Subspace(PLACE, basis), draws=20)
     assert float(again["interchange_accuracy"]) == found["interchange_accuracy"].sel(subspace="das")
     np.testing.assert_array_equal(again["random_accuracy"], found["random_accuracy"])
     random = float(again["random_accuracy"].mean())
@@ -66,6 +66,7 @@ def test_the_stored_basis_gives_the_stored_accuracy(found: xarray.Dataset) -> No
         float(again["random_accuracy"].max()),
         float(again["unchanged_accuracy"]),
     ]
+    assert max(rivals) == rivals[2]  # here the strongest control is a random draw
     assert float(found["margin"]) == pytest.approx(1 - max(rivals))
 
 
@@ -115,9 +116,9 @@ def test_the_first_loss_equals_a_slow_twin(
 
 def test_memory_changes_nothing_and_progress_counts_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     model, fit = wired.xor_network(), wired_pairs(0, 40).on(wired.xor_network())
-    training, calls = Training(steps=5, batch=16), []
+    training, calls = Training(steps=2, batch=16), []
     free = align(model, fit, PLACE, 2, training, torch.Generator().manual_seed(0), None, calls.append)
-    assert sum(calls) == 5
+    assert sum(calls) == 2
     sizes = []
     prepared = module._prepared
 
@@ -127,12 +128,12 @@ def test_memory_changes_nothing_and_progress_counts_steps(monkeypatch: pytest.Mo
         return task
 
     monkeypatch.setattr(module, "_prepared", noted)
-    for memory in (60_000, 250_000, 1_000_000):
+    for memory in (60_000, 250_000):
         small = align(model, fit, PLACE, 2, training, torch.Generator().manual_seed(0), memory)
         for one, other in zip(free, small):
             torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-9)
     assert sizes[0][0] < sizes[1][0] <= 16
-    assert [forgotten for _, forgotten in sizes] == [True, False, False]
+    assert [forgotten for _, forgotten in sizes] == [True, False]
 
 
 def test_restarts_keep_the_best() -> None:

@@ -80,7 +80,7 @@ def right(data: InterchangePairs, logits: Tensor) -> list[bool]:
     return found
 
 
-@pytest.mark.parametrize("name", ["gpt2", "neox", "llama", "qwen2"])
+@pytest.mark.parametrize("name", ["gpt2", "neox", "llama"])
 def test_interchanges_equal_the_slow_twin(name: str) -> None:
     model = network(name)
     known = oracle_sites(model, pairs(name).source)

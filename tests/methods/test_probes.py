@@ -160,12 +160,12 @@ def test_p_values_count_the_shuffles_that_reach_as_much(wired_probes: xarray.Dat
 def test_labels_that_mean_nothing_are_called_significant_as_seldom_as_promised() -> None:
     model, tokens = network("gpt2"), some_tokens(80)
     small = 0
-    for seed in range(24):
+    for seed in range(16):
         labels = torch.randint(2, (80,), generator=torch.Generator().manual_seed(seed))
         found = probe(model, tokens, labels, SITES[1], k=[1, 3], penalties=[0.1], shuffles=19, seed=seed)
         small += bool(found["balanced_accuracy_p_value_over_all"].min() <= 0.05)
     # At most one in twenty is expected.
-    assert stats.binom.sf(small - 1, 24, 0.05) > 2e-3
+    assert stats.binom.sf(small - 1, 16, 0.05) > 2e-3
 
 
 def test_a_probes_directions_are_interchanged_like_the_variable() -> None:
@@ -236,7 +236,7 @@ def test_scores_and_their_intervals() -> None:
     generator = torch.Generator().manual_seed(0)
     chance = torch.tensor([{0: 0.9, 1: 0.6, 3: 0.4}[int(c)] for c in labels])
     covered = {"accuracy": 0, "balanced_accuracy": 0, "r2": 0, "groups": 0}
-    times = 60
+    times = 40
     for _ in range(times):
         right = torch.rand(100, generator=generator) < chance
         found = torch.where(right, labels, (labels + 1) % 4)
@@ -256,7 +256,7 @@ def test_scores_and_their_intervals() -> None:
         covered["groups"] += low <= 0.7 <= high
     for measure, count in covered.items():
         assert count >= stats.binom.ppf(0.001, times, 0.92), measure
-    assert covered["accuracy"] <= 59  # not so wide as to say nothing
+    assert covered["accuracy"] <= 39  # not so wide as to say nothing
     numbers = torch.tensor([[1.0, 2, 3]], dtype=torch.float64)
     assert float(variance_explained(numbers * 0 + 2, numbers)[0]) == 0
     assert variance_explained(numbers, numbers * 0).isnan().all()

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,6 +25,7 @@ from headwork.methods.translators import Translators, load_translators, save_tra
 from headwork.methods.tuned_lens import train_tuned_lens, tuned_lens
 from headwork.model.transformer import Transformer
 from headwork.store.publish import require_folder
+from headwork.tasks.prompt_pairs import PromptPairs
 from headwork.tasks.task_prompts import TaskPrompts
 
 if TYPE_CHECKING:
@@ -72,13 +75,15 @@ def lens(setting: Setting, asked: Lensing) -> Published:
     model = setting.network()
     prompts = setting.source.build(model, "held-out" if setting.source.splits else "discovery")
     pairs = prompts.pairs.on(model)
+    at_once = _prompts_at_once(setting, model, *pairs.clean.shape)
     clean, corrupt = both_runs(model, prompts)
     translators = _translators(setting, model, asked)
     targets = _targets(model, prompts)
     setting.progress("reading the layers", 0.8)
-    found = {"logit_lens": logit_lens(model, pairs.clean, targets=targets, labels=pairs.labels)}
+    found = {"logit_lens": _in_parts(logit_lens, model, pairs, targets, at_once)}
     if translators is not None:
-        found["tuned_lens"] = tuned_lens(model, pairs.clean, translators, targets=targets, labels=pairs.labels)
+        through = functools.partial(_tuned, translators=translators)
+        found["tuned_lens"] = _in_parts(through, model, pairs, targets, at_once)
     setting.progress("drawing", 0.9)
     pictures = {"example": _example(model, prompts, found)} | _by_layer(prompts, found)
     summary = setting.described(NAME, model, asked.options())
@@ -93,6 +98,44 @@ def lens(setting: Setting, asked: Lensing) -> Published:
     if translators is not None and asked.train_tuned is not None:
         save_translators(translators, asked.train_tuned)
     return publish_analysis(out, found, pictures, summary)
+
+
+def _prompts_at_once(setting: Setting, model: Transformer, n: int, length: int) -> int:
+    """How many prompts fit the limit, by an estimate from above: one pass, its streams, and five rows of logits."""
+    if setting.memory is None:
+        return n
+    c = model.config
+    one_pass = 8 * c.d_model + 6 * c.n_heads * c.d_head + 5 * c.n_heads * length + 3 * c.d_mlp
+    numbers = length * ((c.n_layers + 1) * c.d_model + one_pass + 5 * c.outputs)
+    each = numbers * model.embed.weight.element_size()
+    if setting.memory < each:
+        raise UserError(
+            f"The lens on one prompt of {length} tokens needs about {each / 1e6:,.1f} MB beside the weights; the limit "
+            f"is {setting.memory / 1e6:,.1f} MB."
+        )
+    return min(n, setting.memory // each)
+
+
+def _in_parts(
+    read: Callable[..., xarray.Dataset],
+    model: Transformer,
+    pairs: PromptPairs,
+    targets: Int[Tensor, "batch pos"] | None,
+    at_once: int,
+) -> xarray.Dataset:
+    """What a lens reads on the clean prompts, so many at once."""
+    import xarray
+
+    found: list[xarray.Dataset] = []
+    for first in range(0, len(pairs.clean), at_once):
+        rows = slice(first, first + at_once)
+        sought = None if targets is None else targets[rows]
+        found.append(read(model, pairs.clean[rows], targets=sought, labels=pairs.labels[rows]))
+    return xarray.concat(found, "prompt", data_vars="minimal", combine_attrs="override")
+
+
+def _tuned(model: Transformer, tokens: Tensor, *, translators: Translators, **options: Any) -> xarray.Dataset:
+    return tuned_lens(model, tokens, translators, **options)
 
 
 def _translators(setting: Setting, model: Transformer, asked: Lensing) -> Translators | None:

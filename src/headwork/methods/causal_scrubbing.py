@@ -247,8 +247,8 @@ def _check_padding(config: TransformerConfig, tokens: Int[Tensor, "n pos"]) -> N
 def ratio_of_means(top: np.ndarray, bottom: np.ndarray) -> tuple[float, float, float]:
     """Σ top ÷ Σ bottom over paired units, with its linearised 95 % t interval (Cochran 1977, §6.4).
 
-    NaN where the denominators' own interval reaches zero, or there is only one unit: the interval alone where the
-    denominators are all equal.
+    All NaN where the denominators' own interval reaches zero: the ratio then has no bounds (Fieller 1954). With one
+    unit there is a ratio without an interval.
     """
     from scipy import stats
 

@@ -21,6 +21,7 @@ from headwork.engine.run import Watch, run
 from headwork.errors import UserError
 from headwork.methods.interchange import answer_logits, interchange
 from headwork.methods.interchange_pairs import InterchangePairs
+from headwork.methods.room import room
 from headwork.methods.site_vectors import Place, forward_bytes
 from headwork.methods.subspaces import Subspace, inside
 from headwork.model.initialise import initialise
@@ -90,6 +91,9 @@ def das(
     if not 1 <= k < place.width(model.config):
         raise UserError(f"DAS needs 1 to {place.width(model.config) - 1} directions at {place.site}; given was {k}.")
     _check_pairs(fit, held_out)
+    for some in (fit, held_out):
+        # Scoring comes after fitting; a limit that it exceeds is refused before.
+        room(model, 1, max(some.base.shape[1], some.source.shape[1]), place.site, memory)
     generators = [torch.Generator().manual_seed(seed + i) for i in range(len(FITTED) + 1)]
     twin = untrained or initialise(model.config, seed).to(model.device, model.dtype)
     if twin.config != model.config:
