@@ -136,7 +136,7 @@ class Known:
             placed = normed if frame.key_positions is None else normed + frame.key_positions
             parts.append(block.attn.project(normed, placed, frame, NO_TAP, "")[i])
         q, k, v = parts
-        return block.attn.mix(q, k, v, frame, NO_TAP, "")[:, :, head] @ block.attn.W_O[head]
+        return block.attn.mix(q, k, v, frame.masks.of(block.attn), NO_TAP, "")[:, :, head] @ block.attn.W_O[head]
 
 
 def _taken(value: Float[Tensor, "n pos d"], rows: Int[Tensor, "some r"], by_position: bool) -> Float[Tensor, "m pos d"]:

@@ -189,7 +189,7 @@ def _z(block: Block, frame: Frame, inputs: Float[Tensor, "n slot batch pos d_mod
     q, k = finished(attn, q, frame, "q"), finished(attn, k, frame, "k")
     if frame.past is not None:
         k, v = (torch.cat([past, new], 1) for past, new in zip(frame.past[layer], (k, v)))
-    return attn.mix(q, k, v, frame, NO_TAP, "")
+    return attn.mix(q, k, v, frame.masks.of(attn), NO_TAP, "")
 
 
 def finished(

@@ -219,7 +219,9 @@ class _Chunk:
             parts[reader.kind] = torch.cat([before, patched[reader.kind][:, :, chosen[reader.kind]]], 1)
         padded = config.pad_token is not None
         frame = self.model.frame(_copied(self.base.tokens, copies) if padded else self.base.tokens[:1], self.start)
-        mixed = attn.mix(parts["q"], parts["k"], parts["v"], frame, NO_TAP, "").unflatten(0, (copies, -1))
+        mixed = attn.mix(parts["q"], parts["k"], parts["v"], frame.masks.of(attn), NO_TAP, "").unflatten(
+            0, (copies, -1)
+        )
         z = self.base.values[f"blocks.{layer}.attn.z"][:, self.start :].expand(copies, -1, -1, -1, -1).clone()
         if reader.kind == "q":
             z[:, :, :, reader.index] = mixed[:, :, :, reader.index - members.start]

@@ -276,7 +276,7 @@ class LiveCircuit:
                 torch.stack([self._head(trial, layer, kind, group, 0) for group in groups], 3).flatten(0, 1)
                 for kind in "kv"
             )
-            z = attn.mix(q, k, v, self._frame(at, variants), NO_TAP, "").unflatten(0, (variants, -1))
+            z = attn.mix(q, k, v, self._frame(at, variants).masks.of(attn), NO_TAP, "").unflatten(0, (variants, -1))
             gone = self._from(self.ablated.z[layer], at)
             for i, head in enumerate(members):
                 row, group = self._rows[f"{layer}.{head}"], head // size

@@ -121,12 +121,14 @@ class Norm(nn.Module):
     def forward(self, x: Float[Tensor, "batch pos *axes"], tap: Tap, here: str) -> Float[Tensor, "batch pos *axes"]:
         if not tap.wants(f"{here}.scale"):
             x = self._at_once(x)
-        elif self.centred and not torch.is_grad_enabled():
+        elif self.b is not None and not torch.is_grad_enabled():
             # The kernel's own scale; only where it was edited must the norm be made again from it.
             normalised, mean, inverse = torch.native_layer_norm(x, self.w.shape, self.w, self.b, self.eps)
             scale = inverse.reciprocal()
             edited = tap(f"{here}.scale", scale)
-            x = normalised if edited is scale else (x - mean) / edited * self.w + self.b
+            if edited is not scale:
+                normalised = torch.addcmul(self.b, (x - mean) / edited, self.w)
+            x = normalised
         else:
             if self.centred:
                 x = x - x.mean(-1, keepdim=True)
