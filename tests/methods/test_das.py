@@ -66,8 +66,18 @@ def test_the_stored_basis_gives_the_stored_accuracy(found: xarray.Dataset) -> No
         float(again["random_accuracy"].max()),
         float(again["unchanged_accuracy"]),
     ]
-    assert max(rivals) == rivals[2]  # here the strongest control is a random draw
     assert float(found["margin"]) == pytest.approx(1 - max(rivals))
+
+
+def test_the_margin_is_over_the_best_random_draw_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    along = wired.direction(wired.VARIABLE)[:, None]
+    monkeypatch.setattr(module, "align", lambda *_: (along, torch.zeros(QUICK.steps, dtype=torch.float64)))
+    model = wired.xor_network()
+    many = das(model, wired_pairs(0, 50), wired_pairs(150, 350), PLACE, 1, training=QUICK, draws=60)
+    best = float(many["random_accuracy"].max())
+    accuracy = many["interchange_accuracy"]
+    assert best > max(*accuracy.sel(subspace=["permuted", "untrained"]).values, float(many["unchanged_accuracy"]))
+    assert float(many["margin"]) == pytest.approx(float(accuracy.sel(subspace="das")) - best)
 
 
 def test_a_result_can_be_saved_and_a_seed_gives_it_again(found: xarray.Dataset, tmp_path: Path) -> None:

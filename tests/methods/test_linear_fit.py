@@ -123,5 +123,12 @@ def test_the_lasso_does_not_take_two_units_for_one_thing() -> None:
 def test_on_unrelated_units_the_lasso_ranks_by_correlation() -> None:
     q = torch.linalg.qr(torch.cat([torch.ones(60, 1, dtype=torch.float64), data(60, 8, 1, 2)[0]], 1)).Q[:, 1:]
     numbers = q @ torch.tensor([3.0, -1, 0.5, 4, -2, 0.1, 0.7, -5], dtype=torch.float64)
-    ranked = lasso_units(q, numbers[None, :, None]).argsort(1, descending=True)[0].tolist()
-    assert ranked[:7] == [7, 3, 0, 4, 1, 6, 2]
+    found = lasso_units(q, numbers[None, :, None])[0]
+    assert found.argsort(descending=True)[:7].tolist() == [7, 3, 0, 4, 1, 6, 2]
+    # Standardised, these units have the identity as their covariance, so a weight is its correlation less the penalty.
+    size = (q.T @ numbers).abs() / 60**0.5
+    for unit in range(7):
+        path = size.max() * 0.01 ** (torch.arange(1, 26, dtype=torch.float64) / 25)
+        place = int((size[unit] > path).int().argmax())
+        left = float(size[unit] - path[place])
+        assert float(found[unit]) == pytest.approx(25 - place + left / (1 + left), abs=1e-6)

@@ -257,6 +257,13 @@ def test_scores_and_their_intervals() -> None:
     for measure, count in covered.items():
         assert count >= stats.binom.ppf(0.001, times, 0.92), measure
     assert covered["accuracy"] <= 39  # not so wide as to say nothing
+    wrong = labels.clone()
+    wrong[[0, 1, 2, 61, 85, 86]] = 2
+    bounds = [stats.binomtest(right, n).proportion_ci(0.95, "wilson") for right, n in ((57, 60), (19, 20), (18, 20))]
+    shares = np.array([57 / 60, 19 / 20, 18 / 20])
+    low = shares.mean() - np.sqrt(sum((p - b.low) ** 2 for p, b in zip(shares, bounds))) / 3
+    high = shares.mean() + np.sqrt(sum((b.high - p) ** 2 for p, b in zip(shares, bounds))) / 3
+    assert interval("balanced_accuracy", wrong, labels, None) == pytest.approx((low, high))
     numbers = torch.tensor([[1.0, 2, 3]], dtype=torch.float64)
     assert float(variance_explained(numbers * 0 + 2, numbers)[0]) == 0
     assert variance_explained(numbers, numbers * 0).isnan().all()
