@@ -112,8 +112,8 @@ def fastest_peer(sides: Mapping[str, Any]) -> str | None:
 
 
 def seconds(side: Mapping[str, Any] | None) -> float | None:
-    """The median of a side's rounds; None where it failed, was left out, or has no such work."""
-    if not side or not side.get("seconds") or "failed" in side or "absent" in side.get("notes", {}):
+    """The median of a side's rounds; None where it failed or was left out."""
+    if not side or not side.get("seconds") or "failed" in side:
         return None
     return statistics.median(side["seconds"])
 

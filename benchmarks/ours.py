@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import statistics
 import time
 from collections.abc import Callable
@@ -55,13 +54,13 @@ CONFIRMED = 20  # how many of the screened heads are patched again in float32
 
 
 def screened(job: Job) -> Done:
-    """The head sweep in bfloat16, its top confirmed in float32. HOOK: used once `activation_patching` offers it."""
-    offered = inspect.signature(activation_patching).parameters
-    if "screen" not in offered:
-        return Done(notes={"absent": "headwork.methods.activation_patching has no bfloat16 screening yet"})
-    confirm = {"confirm": CONFIRMED} if "confirm" in offered else {}
-    done = patching(job, "attn.z", "head", screen="bfloat16", **confirm)
-    return Done(done.values, {"confirmed": CONFIRMED if confirm else None})
+    """The head sweep with products in bfloat16, its top confirmed in float32."""
+    p = job.prompts
+    pairs = PromptPairs(p.clean, p.corrupt)
+    found = activation_patching(job.model, pairs, metric(job), site="attn.z", by="head", confirm=CONFIRMED)
+    certain = {key: found.attrs[key] for key in ("certain_top", "screening_error")}
+    values = {"patched": (found["effect"] + found["corrupt"]).values, "effect": found["effect"].values}
+    return Done(values, {"confirmed": CONFIRMED} | certain)
 
 
 def eap(job: Job, variant: Any = "eap") -> Done:

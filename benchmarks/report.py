@@ -141,8 +141,6 @@ def _seconds(side: Mapping[str, Any] | None) -> str:
     for key in ("failed", "left_out"):
         if key in side:
             return "not measured" if key == "failed" else "slower, left out"
-    if "absent" in side.get("notes", {}):
-        return "not there yet"
     value = seconds(side)
     return "–" if value is None else f"{value:.2f} s, {side['peak'] / 1e9:.2f} GB"
 
@@ -213,14 +211,15 @@ def _notes(results: Results) -> str:
 
 def _screened(row: Mapping[str, Any] | None) -> str:
     side = (row or {}).get("sides", {}).get("headwork", {})
-    if "absent" in side.get("notes", {}):
-        return f"Screening in bfloat16: {side['notes']['absent']}."
+    notes = side.get("notes", {})
     top = (row or {}).get("differences", {}).get("headwork", {}).get("top")
     if not top:
         return ""
     return (
         f"Screening in bfloat16: {top[0]} of the {top[1]} heads with the largest mean effects are those of the float32 "
-        "sweep; the difference shown is over all patches, confirmed and not."
+        f"sweep; {notes['confirmed']} are confirmed in float32, where the rough mean was off by at most "
+        f"{notes['screening_error']:.2g}: the largest {notes['certain_top']} are certain if no other is further off. "
+        "The difference shown is over all patches, confirmed and not."
     )
 
 

@@ -57,7 +57,10 @@ def results() -> dict[str, Any]:
                 tl3=side(60),
             ),
             "heads-late": row(headwork=side(4), tl4=side(40), tl3={"left_out": "slower"}),
-            "screened": row(headwork=side(1, absent="no screening")),
+            "screened": row(
+                {"headwork": {"largest": 0.01, "scale": 0.5, "top": [19, 20]}},
+                headwork=side(1, confirmed=20, certain_top=3, screening_error=0.0123),
+            ),
             "eap": row(
                 {"tl3": {"shapes": [[2], [3]]}}, headwork=side(2, 1e9), tl3=side(60, 4e9), tl4={"failed": "why"}
             ),
@@ -113,11 +116,14 @@ def test_what_was_not_measured_is_said_and_has_no_ratio(results: dict[str, Any])
     assert line(text, titled("eap"))[2] == "not measured"
     assert "TransformerLens 4.3.0: why." in text
     assert line(text, titled("eap"))[7] == "shapes differ"
-    screened = line(text, titled("screened"))
-    assert (screened[1], screened[4]) == ("not there yet", "–")
-    assert "12 ×: not measured" in screened[8]
-    assert "Screening in bfloat16: no screening." in text
     assert line(text, titled("heads-late"))[3] == "slower, left out"
+
+
+def test_screening_says_what_was_confirmed_and_how_rough_the_rest_is(results: dict[str, Any]) -> None:
+    text = page(results)
+    assert line(text, titled("screened"))[8] == "12 ×: reached"
+    assert "19 of the 20 heads with the largest mean effects" in text
+    assert "20 are confirmed in float32, where the rough mean was off by at most 0.012: the largest 3 are" in text
 
 
 def test_rows_without_our_side_borrow_it(results: dict[str, Any]) -> None:
