@@ -318,6 +318,7 @@ def test_what_cannot_be_probed_is_refused() -> None:
         ("Groups are given for 2 prompts; there are 60", {"groups": [1, 2]}),
         ("too few to split", {"groups": [0, 1] * 30}),
         ("has no example of class 0", {"labels": torch.arange(60).clamp(max=1)}),
+        ("All numbers in the (selection|train|validation|test) part are 0.0", {"labels": (torch.arange(60) < 2) * 0.5}),
         ("names an example that does not exist", {"splits": Splits(part, part + 20, part + 40, part + 60)}),
         ("One prompt of 5 tokens", {"memory": 100}),
         ("Probes on 60 examples", {"memory": 12_000}),

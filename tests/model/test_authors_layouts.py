@@ -147,6 +147,7 @@ def test_group_transformers_compute_the_same(tmp_path: Path, group: str, paramet
     [
         (None, r"does not say which group .*: keep the authors' cfg\.json, with group and group_parameter, beside"),
         ({"group": "CyclicGroup"}, r"does not say which group"),
+        ({"group": ["CyclicGroup"], "group_parameter": 7}, r"Unknown group .* \"\['CyclicGroup'\]\""),
         ({"group": "QuaternionGroup", "group_parameter": 8}, r"Unknown group .* 'QuaternionGroup'"),
         (
             {"group": "CyclicGroup", "group_parameter": 8},
@@ -196,6 +197,9 @@ def test_both_forms_of_a_maximum_network_have_the_same_contents(tmp_path: Path) 
         ("Definition W_E := [[0x1p-1; 0x1p-2].", r"W_E is no list of numbers \(unbalanced brackets\)"),
         ("Definition W_E := [[0x1p-1; half]].", r"W_E is no list of numbers"),
         ("Definition W_E := [[0x1p-1; 0x1p-2]; [0x1p-1]].", r"W_E is no list of numbers"),
+        ("Definition W_E := [[0x1p-1]; 0x1p-1].", r"W_E is no list of numbers"),
+        ("Definition W_E := [0x1p-1; [0x1p-1]].", r"W_E is no list of numbers"),
+        ("Definition W_E := [[0x1p99999]].", r"W_E is no list of numbers"),
         ("Theorem nothing : True.", r"defines no tensor; .*Definition W_E"),
         ("Definition W_E := [[0x1p-1]].", r"holds W_E, which is none of the authors' layouts"),
     ],

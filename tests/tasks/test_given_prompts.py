@@ -92,6 +92,7 @@ def test_a_pair_that_says_nothing_is_refused(
         (("5 x 9", "5 4 9"), "prompts are token ids such as 5 3 9; 'x' is no whole number"),
         (("5 3 9", "5 4 9", "Mary"), "answers are token ids such as 5 3 9; 'Mary' is no whole number"),
         (("5 3 9", "5 4 9", "11"), "The answer is token 11; this network has logits for 0–10"),
+        (("5 3 9", "5 4 99999999999999999999"), "The token 99999999999999999999 is outside any network's vocabulary"),
         (("5 3 11", "5 4 11"), "Token 11 is outside this model's vocabulary 0–10"),
     ],
 )
@@ -225,6 +226,41 @@ def test_splits_keep_templates_together(tmp_path: Path) -> None:
     assert not one & other
 
 
+def seen(path: Path, **options: Any) -> tuple[TaskPrompts, TaskPrompts]:
+    model = reading_network() if "Mary" in path.read_text() else network("gpt2")
+    one, other = (pairs_file(path, model, split=split, **options) for split in ("discovery", "held-out"))
+    return one, other
+
+
+def test_a_template_may_be_the_number_0(tmp_path: Path) -> None:
+    rows = [
+        {"clean": [1, 2, i], "corrupt": [1, 3, i], "template": i % 3, "correct_idx": 1, "incorrect_idx": 2}
+        for i in range(9)
+    ]
+    one, other = (found.templates for found in seen(written(tmp_path / "pairs.json", rows)))
+    assert {*one} | {*other} == {"0", "1", "2"}
+    assert not {*one} & {*other}
+
+
+def test_templates_of_choices_as_in_mib_are_kept(tmp_path: Path) -> None:
+    choices = {"choices": ["Mary", "John"], "answerKey": 0}
+    rows = []
+    for i, (name, place) in enumerate((n, p) for n in IDS for p in ("park", "house", "school", "office")):
+        row = pair(name, place)
+        rows.append({"prompt": row["clean"], **choices, "template": i % 4, "abc": {"prompt": row["corrupted"]}})
+    one, other = (found.templates for found in seen(written(tmp_path / "mib.json", rows)))
+    assert {*one} | {*other} == {"0", "1", "2", "3"}
+    assert not {*one} & {*other}
+
+
+def test_a_prompt_that_a_file_has_twice_is_in_one_split(tmp_path: Path) -> None:
+    rows = [{"clean": [1, 2, i % 5], "corrupt": [1, 3, i], "correct_idx": 1, "incorrect_idx": 2} for i in range(10)]
+    one, other = seen(written(tmp_path / "pairs.json", rows))
+    assert len(one) + len(other) == 10
+    assert not {*one.pairs.clean[:, 2].tolist()} & {*other.pairs.clean[:, 2].tolist()}
+    assert len({*one.templates}) == 3
+
+
 @pytest.mark.parametrize(
     "name, content, said",
     [
@@ -253,6 +289,16 @@ def test_splits_keep_templates_together(tmp_path: Path) -> None:
             "answers for several positions",
         ),
         ("x.json", '[{"clean": [1], "corrupt": [2], "answers": [], "wrong_answers": [2]}]', "has no answers"),
+        (
+            "x.json",
+            '[{"clean": [1], "corrupt": [2], "answer": 1, "wrong": 2}, {"clean": [1], "corrupt": [3]}]',
+            "Row 2 of .*, answer: None is no token",
+        ),
+        ("x.json", '[{"clean": [1], "corrupt": [2], "plural": 1}, {"clean": [1], "corrupt": [3]}]', "plural = 'none'"),
+        ("x.json", '[{"clean": [1e0], "corrupt": [2]}]', r"clean = \[1.0\]; it must be text or a list"),
+        ("x.json", '[{"clean": [99999999999999999999], "corrupt": [2]}]', "it must be text or a list of token ids"),
+        ("x.json", "[" * 100_000, "is nested too deeply"),
+        ("x.csv", "clean,corrupted\n" + "a" * 200_000 + ",b\n", "is not CSV: field larger"),
     ],
 )
 def test_a_file_that_cannot_be_used_is_refused(

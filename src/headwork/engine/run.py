@@ -92,10 +92,16 @@ class Watch:
             value = edit.apply(self.described[site], value, self.start)
         return self.noted(site, value)
 
+    def _keeps_its_whole(self, site: str) -> bool:
+        """Whether the queries, keys and values that share one fused product are all kept."""
+        whole, _, part = site.rpartition(".")
+        return part in ("q", "k", "v") and all(f"{whole}.{other}" in self.keep for other in "qkv")
+
     def noted(self, site: str, value: Tensor) -> Tensor:
         """Keep the value if it was asked for; the pass goes on with what is kept, so that gradients reach it."""
         if site in self.keep:
-            if value.untyped_storage().nbytes() != value.numel() * value.element_size():
+            part_only = value.untyped_storage().nbytes() != value.numel() * value.element_size()
+            if part_only and not self._keeps_its_whole(site):
                 value = value.clone()  # else keeping the queries alone would keep the whole fused product
             if torch.is_grad_enabled() and not value.requires_grad:
                 value = value.detach().requires_grad_()  # frozen weights: gradients start here

@@ -42,13 +42,15 @@ class Splits:
         return {f.name: getattr(self, f.name) for f in fields(self)}
 
     def check(self, labels: Tensor) -> None:
-        """Raise `UserError` for rows that do not exist, and classes that a part lacks."""
+        """Raise `UserError` for rows that do not exist, classes that a part lacks, and numbers that are all the same."""
         for name, part in self.parts().items():
             if int(part.min()) < 0 or int(part.max()) >= len(labels):
                 raise UserError(f"The {name} part names an example that does not exist; there are {len(labels)}.")
             if labels.is_floating_point():
                 if len(part) < 3:
                     raise UserError(f"The {name} part has {len(part)} examples; a number needs at least 3.")
+                if len(labels[part].unique()) < 2:
+                    raise UserError(f"All numbers in the {name} part are {labels[part[0]]}; R² needs different ones.")
                 continue
             missing = sorted(set(labels.tolist()) - set(labels[part].tolist()))
             if missing:

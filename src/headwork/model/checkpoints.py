@@ -20,6 +20,7 @@ from headwork.model.card import ModelCard
 from headwork.model.config import TransformerConfig
 from headwork.model.files import kind_of, pickled, sha256_of
 from headwork.model.folder import CONFIG, TOKENIZER, WEIGHTS, Record, read_record
+from headwork.model.outline import outline
 from headwork.model.transformer import Transformer
 from headwork.store.atomic import plain_errors, write_file, write_folder
 
@@ -137,8 +138,7 @@ def assemble(
     config: TransformerConfig, state: Mapping[str, Tensor], card: ModelCard, dtype: torch.dtype | None = None
 ) -> Transformer:
     """A network of weights that `check_weights` has passed, in `dtype` (float32 by default), ready to be run."""
-    with torch.device("meta"):
-        model = Transformer(config)
+    model = outline(config)
     weights = {name: tensor.to(dtype or torch.float32).contiguous() for name, tensor in state.items()}
     if config.tied:
         weights[TIED] = weights["embed.weight"]
@@ -159,8 +159,7 @@ def _own_state(model: Transformer) -> dict[str, Tensor]:
 def _shapes(config: TransformerConfig) -> dict[str, tuple[int, ...]]:
     """The names and shapes that a weights file for this architecture has."""
     try:
-        with torch.device("meta"):
-            state = Transformer(config).state_dict()
+        state = outline(config).state_dict()
     except (RuntimeError, TypeError, OverflowError) as error:  # sizes beyond what a tensor can have
         raise UserError("The sizes in the model's configuration are too large for any tensor.") from error
     return {name: tuple(tensor.shape) for name, tensor in state.items() if not (config.tied and name == TIED)}

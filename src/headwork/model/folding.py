@@ -15,6 +15,7 @@ from headwork.errors import UserError
 from headwork.model.card import ModelCard
 from headwork.model.checkpoints import assemble
 from headwork.model.config import TransformerConfig
+from headwork.model.outline import outline
 from headwork.model.transformer import Transformer
 
 State = dict[str, Tensor]
@@ -105,8 +106,7 @@ def _untied(model: Transformer) -> State:
 
 def _rebuilt(model: Transformer, config: TransformerConfig, state: State, what: str) -> Transformer:
     """The network of these weights; biases that the configuration has and the weights lack are 0."""
-    with torch.device("meta"):
-        expected = Transformer(config).state_dict()
+    expected = outline(config).state_dict()
     zeros = {name: model.W_E.new_zeros(like.shape) for name, like in expected.items() if name not in state}
     card = model.card or ModelCard(name="unnamed")
     card = dataclasses.replace(card, sha256="", folded=(*card.folded, what))

@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from headwork.model.config import TransformerConfig
+from headwork.model.outline import outline
 from headwork.model.transformer import Norm, Transformer
 
 
@@ -14,9 +15,7 @@ def initialise(config: TransformerConfig, seed: int, std: float | None = None) -
 
     `std` defaults to 1/√d_model. torch's global generator is neither read nor advanced.
     """
-    with torch.device("meta"):
-        model = Transformer(config)
-    model = model.to_empty(device="cpu")
+    model = outline(config).to_empty(device="cpu")
     if config.tied:
         model.unembed.weight = model.embed.weight
     generator = torch.Generator().manual_seed(seed)

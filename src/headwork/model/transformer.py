@@ -220,8 +220,7 @@ class Attention(nn.Module):
         """
         query_input = frame.onward(query_key_input)
         inputs = {"q": query_input, "k": query_key_input, "v": normed}
-        # Made one by one where someone keeps them, so that keeping one does not keep the fused product of all.
-        if query_input is normed and not any(tap.wants(f"{here}.{which}") for which in "qkv"):
+        if query_input is normed:
             fused = linear(normed, self.qkv)
             parts = {which: fused[..., self._part(which)[0]] for which in "qkv"}
         else:

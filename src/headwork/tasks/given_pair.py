@@ -13,6 +13,8 @@ from headwork.tasks.prompt_pairs import PromptPairs
 from headwork.tasks.task_prompts import TaskPrompts, common_axis
 
 TASK = "one pair"
+LARGEST_ID = 2**63 - 1
+"""The largest number that a tensor of tokens holds."""
 
 
 def given_pair(
@@ -94,6 +96,8 @@ def _id(word: str, what: str) -> int:
         raise UserError(
             f"This network has no tokenizer, so {what} are token ids such as 5 3 9; {word!r} is no whole number."
         )
+    if int(word) > LARGEST_ID:
+        raise UserError(f"The token {word} is outside any network's vocabulary.")
     return int(word)
 
 

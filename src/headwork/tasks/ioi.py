@@ -81,7 +81,7 @@ def ioi(
             SWAPPED: {"giver": io},
         }
         corrupt = clean | change[counterfactual]
-        return Draft(template, f"{order}: {template}", clean, corrupt, names[io], names[subject])
+        return Draft(template, template, clean, corrupt, names[io], names[subject])
 
     texts, notes = drafted(TASK, tokenizer, TEMPLATES[split], n, draft, bos)
     metric = "logit of the indirect object − logit of the subject"

@@ -24,7 +24,7 @@ from headwork.engine.metrics import LogitContrast, LogitDifference, Metric
 from headwork.errors import UserError, unknown
 from headwork.model.tokenizer import Tokenizer
 from headwork.model.transformer import Transformer
-from headwork.tasks.given_pair import answer_token, prompt_tokens
+from headwork.tasks.given_pair import LARGEST_ID, answer_token, prompt_tokens
 from headwork.tasks.greater_than import METRIC as YEARS
 from headwork.tasks.greater_than import two_digit_tokens, years_after
 from headwork.tasks.prompt_pairs import PromptPairs
@@ -44,22 +44,27 @@ _GROUPS = ("template", "group")
 
 @dataclass(frozen=True)
 class _Row:
-    """One pair of the file: `number` counts rows from 1; `values` are its columns."""
+    """One pair of the file: `number` counts rows from 1; `values` are its columns, `group` is as `_groups` says."""
 
     number: int
     values: Mapping[str, Any]
+    group: str
     clean: tuple[int, ...]
     corrupt: tuple[int, ...]
 
-    @property
-    def group(self) -> str:
-        """What this row shares with rows that are not independent of it."""
-        return _group(self.number, self.values)
 
+def _groups(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What each row shares with rows that are not independent of it.
 
-def _group(number: int, values: Mapping[str, Any]) -> str:
-    """A row's template, where the file names one; by default a row shares nothing with others."""
-    return next((str(values[name]) for name in _GROUPS if values.get(name)), str(number))
+    That is its template, where the file names one, else its clean prompt, which files have more than once.
+    """
+    first: dict[str, int] = {}
+    found = []
+    for number, row in enumerate(rows, 1):
+        named = next((row[name] for name in _GROUPS if row.get(name) not in (None, "")), None)
+        same = first.setdefault(repr(row.get("clean")), number)
+        found.append(f"row {same}" if named is None else str(named))
+    return found
 
 
 def pairs_file(
@@ -73,7 +78,8 @@ def pairs_file(
 ) -> TaskPrompts:
     """At most `n` pairs of the file, drawn at random, all of the most common length in tokens.
 
-    Discovery and held-out pairs are disjoint, by `template` or `group` where the file has such a column.
+    Discovery and held-out pairs are disjoint, by `template` or `group` where the file has such a column, else by clean
+    prompt.
     `counterfactual` names another column of corrupt prompts. Pairs whose two prompts are not equally long are left out,
     and the notes say how many. Raises `UserError` for a file that cannot be read or has no pair to use, and for answers
     that are not one token.
@@ -86,9 +92,15 @@ def pairs_file(
     column = _corrupt_column(path, values[0], counterfactual)
     tokenizer = model.tokenizer if model.tokenizer_source is not None else None
     prompts = ("clean", column)
-    part, shared = _of_split(values, split)
+    groups = _groups(values)
+    part, shared = _of_split(groups, split)
     rows = [
-        _Row(i, values[i - 1], *(tuple(_prompt(tokenizer, path, i, values[i - 1], name, bos)) for name in prompts))
+        _Row(
+            i,
+            values[i - 1],
+            groups[i - 1],
+            *(tuple(_prompt(tokenizer, path, i, values[i - 1], name, bos)) for name in prompts),
+        )
         for i in part
     ]
     chosen, notes = _of_one_length(path, rows)
@@ -136,11 +148,16 @@ def _values(path: Path) -> list[dict[str, Any]]:
             read = json.loads(text)
         except ValueError as error:
             raise UserError(f"{path} is not JSON: {error}.") from error
+        except RecursionError:
+            raise UserError(f"{path} is not JSON: it is nested too deeply.") from None
         rows = read.get("prompts") if isinstance(read, dict) else read
         if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
             raise UserError(f"{path} must be a JSON list of objects, or an object with such a list under 'prompts'.")
     else:
-        rows = list(csv.DictReader(io.StringIO(text)))
+        try:
+            rows = list(csv.DictReader(io.StringIO(text)))
+        except csv.Error as error:
+            raise UserError(f"{path} is not CSV: {error}.") from None
     if not rows:
         raise UserError(f"{path} has no rows.")
     return [
@@ -160,7 +177,8 @@ def _of_choices(path: Path, number: int, row: Mapping[str, Any]) -> dict[str, An
     if len(others) == 1:
         others = {"corrupted": next(iter(others.values()))}
     wrong = [word for i, word in enumerate(words) if i != key]
-    return {"clean": row["prompt"], "answers": [words[key]], "wrong_answers": wrong} | others
+    shared = {name: row[name] for name in _GROUPS if name in row}
+    return shared | {"clean": row["prompt"], "answers": [words[key]], "wrong_answers": wrong} | others
 
 
 def _corrupt_column(path: Path, row: Mapping[str, Any], asked: str | None) -> str:
@@ -180,7 +198,7 @@ def _prompt(
     tokenizer: Tokenizer | None, path: Path, number: int, row: Mapping[str, Any], name: str, bos: bool
 ) -> list[int]:
     given = row.get(name)
-    if isinstance(given, list) and given and all(isinstance(t, int) and not isinstance(t, bool) for t in given):
+    if isinstance(given, list) and given and all(_is_id(t) for t in given):
         return given
     if not isinstance(given, str) or not given:
         raise UserError(f"Row {number} of {path} has {name} = {given!r}; it must be text or a list of token ids.")
@@ -190,9 +208,13 @@ def _prompt(
         raise UserError(f"Row {number} of {path}: {error}") from None
 
 
-def _of_split(rows: Sequence[Mapping[str, Any]], split: Split) -> tuple[list[int], bool]:
+def _is_id(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and abs(value) <= LARGEST_ID
+
+
+def _of_split(group_of: Sequence[str], split: Split) -> tuple[list[int], bool]:
     """The numbers of the split's rows, the same whatever the seed; and whether both splits are the same."""
-    group = {number: _group(number, row) for number, row in enumerate(rows, 1)}
+    group = dict(enumerate(group_of, 1))
     groups = sorted(set(group.values()))
     if len(groups) < 2:
         return list(group), True
@@ -252,7 +274,7 @@ def _contrast(positions: torch.Tensor, answers: Sequence[tuple[Sequence[int], Se
 
 def _answers(model: Transformer, path: Path, row: _Row, name: str) -> list[int]:
     """The tokens of one row's answers, given as an id, a text, or a list of either."""
-    given = row.values[name]
+    given = row.values.get(name)
     listed = given if isinstance(given, list) else [given]
     as_id = name.endswith("_idx")
     found = []
@@ -276,7 +298,7 @@ def _answers(model: Transformer, path: Path, row: _Row, name: str) -> list[int]:
 
 
 def _flag(path: Path, row: _Row, name: str) -> int:
-    given = str(row.values[name]).strip().lower()
+    given = str(row.values.get(name)).strip().lower()
     if given not in ("0", "1", "true", "false"):
         raise UserError(f"Row {row.number} of {path} has {name} = {given!r}; it must be 0 or 1.")
     return int(given in ("1", "true"))
@@ -284,7 +306,7 @@ def _flag(path: Path, row: _Row, name: str) -> int:
 
 def _year(path: Path, row: _Row) -> int:
     """The two digits after which years are right; they must stand in the prompt, or the column means something else."""
-    given = str(row.values["correct_idx"]).strip()
+    given = str(row.values.get("correct_idx")).strip()
     if not given.isdecimal() or int(given) > 99 or f"{int(given):02d}" not in str(row.values["clean"]):
         raise UserError(
             f"Row {row.number} of {path} has correct_idx = {given!r} and no incorrect_idx; alone it must be the "

@@ -73,7 +73,7 @@ def _data(config: Mapping[str, Any]) -> dict[str, Any]:
             "group and group_parameter, beside model.pt."
         )
     name, parameter = config["group"], config["group_parameter"]
-    if name not in _ORDERS:
+    if not isinstance(name, str) or name not in _ORDERS:
         raise unknown("group in the checkpoint's cfg.json:", str(name), _ORDERS)
     if not isinstance(parameter, int) or not 1 <= parameter <= _LARGEST:
         raise UserError(

@@ -99,7 +99,7 @@ def _read_coq(path: Path) -> dict[str, Any]:
                 found[name] = _nested(value)
             elif name in _SETTINGS:
                 found[name] = _SETTINGS[name](value)
-        except ValueError as error:
+        except (ValueError, TypeError, OverflowError) as error:  # of torch too: lists of unequal depth, 0x1p9999
             raise UserError(f"{path} is truncated or corrupt: {name} is no list of numbers ({error}).") from None
     if not any(isinstance(value, Tensor) for value in found.values()):
         raise UserError(
