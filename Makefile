@@ -29,7 +29,7 @@ reproduce: setup
 	@$(BIN)/headwork reproduce induction-heads
 
 test: setup
-	@$(BIN)/python -m pytest -m 'not long'
+	@$(BIN)/python -m pytest -n auto --dist worksteal -m 'not long'
 
 long: setup
 	@$(BIN)/python -m pytest -m long
