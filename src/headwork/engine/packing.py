@@ -6,6 +6,7 @@ short the prompts; only attention looks at one part of the rows at a time.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -222,7 +223,7 @@ def packed_resume(
     for layer, block in enumerate(model.layers[where.layer :], where.layer):
         if layer == last and not _edits_behind_keys(variants, last):
             packing = packing.from_position(read)
-            frame = PackedFrame(**{**vars(frame), "after": packing})
+            frame = dataclasses.replace(frame, after=packing)
         resid = block(resid, frame, tap)
     return [packing.unpacked(resid, copy) for copy in range(len(variants))]
 

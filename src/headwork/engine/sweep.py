@@ -20,6 +20,8 @@ from headwork.model.transformer import Transformer
 # Numbers in the widest activation of one resumed pass: enough rows to keep the matrix products busy, few enough that
 # memory is reused from pass to pass instead of being fetched anew. The result does not depend on it.
 _WIDEST = 6_000_000
+# A graphics card takes as much as it has room for: a pass holds about this many arrays as large as the widest.
+_ARRAYS_AT_ONCE = 16
 
 
 def sweep(
@@ -45,7 +47,7 @@ def sweep(
     entries = [_reaching(entry(model.config, edits), read) for edits in checked]
     result = torch.empty(len(variants), batch, dtype=model.dtype, device=model.device)
     with torch.no_grad():
-        for chunk in _passes(model.config, entries, batch, length):
+        for chunk in _passes(model.config, entries, batch, length, _widest(model)):
             resid = packed_resume(model, base, [checked[i] for i in chunk], [entries[i] for i in chunk], read)
             for i, one in zip(chunk, resid):
                 values = metric(model, one, length - one.shape[1])
@@ -57,10 +59,19 @@ def sweep(
     return result
 
 
-def _passes(config: TransformerConfig, entries: Sequence[Entry], batch: int, length: int) -> Iterator[list[int]]:
+def _widest(model: Transformer) -> int:
+    if model.device.type != "cuda":
+        return _WIDEST
+    free, _ = torch.cuda.mem_get_info(model.device)
+    return max(_WIDEST, free // (_ARRAYS_AT_ONCE * model.embed.weight.element_size()))
+
+
+def _passes(
+    config: TransformerConfig, entries: Sequence[Entry], batch: int, length: int, widest: int
+) -> Iterator[list[int]]:
     """Variants that enter the same layer in the same way, in order of their starts, a bounded number at a time."""
     attention = (config.n_heads + 2 * config.kv_heads) * config.d_head + config.n_heads * length
-    rows_per_pass = _WIDEST // max(config.d_mlp * (2 if config.gated_mlp else 1), attention, config.d_model)
+    rows_per_pass = widest // max(config.d_mlp * (2 if config.gated_mlp else 1), attention, config.d_model)
     groups: dict[tuple[int, bool, frozenset[str]], list[int]] = {}
     for i, where in enumerate(entries):
         groups.setdefault((where.layer, where.embeds, where.valid), []).append(i)
