@@ -173,3 +173,31 @@ def test_lists_of_numbers_are_read() -> None:
     for text in ("", "a", "4-2", "1,,2", "-1", "1-", "0-9999999"):
         with pytest.raises(UserError, match="write them like 0,2-4"):
             parse_numbers(text)
+
+
+def test_sites_that_are_computed_in_another_way_where_they_are_kept_are_joined(cli: Cli) -> None:
+    # Keeping each head's output changes how its layer adds them up, so the unpatched runs differ in the last place.
+    found = cli("patch", NETWORK, *FEW, "--site", "attn.result", "--json").json
+    assert {cell["layer"] for cell in found["top"]} == {0, 1}
+    again = read(found, "held_out")
+    assert again["clean"].dims == ("prompt",)
+    model, held_out = load(NETWORK), build("repeated-sequences", load(NETWORK), 6, split="held-out")
+    whole = activation_patching(model, held_out.pairs, held_out.metric, site="attn.z", by="head")
+    for cell, effect in zip(found["top"], again["effect"].values):
+        np.testing.assert_allclose(effect, whole["effect"].sel(layer=cell["layer"], head=cell["head"]), atol=1e-4)
+
+
+def test_positions_are_not_looked_for_in_held_out_prompts_of_another_length(cli: Cli, empty_folder: Path) -> None:
+    rows = []
+    for i in range(16):
+        clean = [(7 * i + j) % 50 for j in range(8 + i % 2)]
+        corrupt = [*clean[:-3], 51, *clean[-2:]]
+        rows.append({"clean": clean, "corrupted": corrupt, "answer": 5, "wrong": 6, "template": "ab"[i % 2]})
+    (empty_folder / "pairs.json").write_text(json.dumps(rows))
+    arguments = ("patch", NETWORK, "--pairs", "pairs.json", "--site", "resid_pre")
+    done = cli(*arguments, "--by", "position")
+    assert (done.code, done.out) == (2, "")
+    assert "8 tokens" in done.err
+    assert "positions are not the same places in both" in done.err
+    found = cli(*arguments, "--by", "layer", "--json").json
+    assert {found["discovery"]["tokens"], found["held_out"]["tokens"]} == {8, 9}

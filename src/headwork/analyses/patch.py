@@ -13,6 +13,7 @@ import numpy as np
 from headwork.analyses.published import Published, publish_analysis
 from headwork.analyses.setting import Setting, mean, plain, prompts_described, ratio
 from headwork.draw import BarRow, Picture, heatmap, interval_bars
+from headwork.errors import UserError
 from headwork.methods.ablation_choices import AblationChoices, Direction
 from headwork.methods.activation_patching import activation_patching
 from headwork.methods.cells import By, cells_of
@@ -65,6 +66,7 @@ def patch(setting: Setting, asked: Patching) -> Published:
     prompts = setting.source.build(model)
     held_out = setting.source.build(model, "held-out") if setting.source.splits else None
     chosen = _with_by(model, prompts, asked)
+    _same_places(prompts, held_out, chosen)
     found = _measured(setting, model, prompts, chosen)
     top = _top(found)
     again = None if held_out is None else _again(setting, model, held_out, chosen, top)
@@ -100,6 +102,17 @@ def _with_by(model: Transformer, prompts: TaskPrompts, asked: Patching) -> Patch
         by = "head" if cells.every_head else "position"
     cells_of(model.config, prompts.pairs, asked.site, by, asked.layers, asked.heads, asked.positions)
     return dataclasses.replace(asked, by=by)
+
+
+def _same_places(prompts: TaskPrompts, held_out: TaskPrompts | None, asked: Patching) -> None:
+    """Raise `UserError` where a position chosen on discovery prompts would be another place, or none, in held-out ones."""
+    apart = asked.positions is not None or asked.by in ("position", "head-position")
+    lengths = [some.pairs.clean.shape[1] for some in (prompts, held_out or prompts)]
+    if apart and lengths[0] != lengths[1]:
+        raise UserError(
+            f"The discovery prompts of {prompts.task} have {lengths[0]} tokens, the held-out ones {lengths[1]}, so that "
+            "positions are not the same places in both; give prompts of one length, or patch by head or by layer."
+        )
 
 
 def _measured(setting: Setting, model: Transformer, prompts: TaskPrompts, asked: Patching) -> xarray.Dataset:
@@ -174,7 +187,9 @@ def _joined(again: Sequence[xarray.Dataset], top: Sequence[Mapping[str, int]]) -
 
     cells = [one.drop_vars(list(cell)) for one, cell in zip(again, top)]
     names = xarray.Variable("cell", [cell_name(cell) for cell in top])
-    joined = xarray.concat(cells, names, data_vars=["effect", "normalised", "normalised_by_prompt"], compat="equals")
+    # The runs' own metrics are the same but for rounding, which depends on the site that is kept: the first one's stay.
+    measured = ["effect", "normalised", "normalised_by_prompt"]
+    joined = xarray.concat(cells, names, data_vars=measured, coords="minimal", compat="override")
     return joined.assign_attrs({**again[0].attrs, "patched_positions": [], "patched_heads": []})
 
 
