@@ -42,7 +42,7 @@ class Splits:
         return {f.name: getattr(self, f.name) for f in fields(self)}
 
     def check(self, labels: Tensor) -> None:
-        """Raise `UserError` for rows that do not exist, classes that a part lacks, and numbers that are all the same."""
+        """Raise `UserError` for rows that do not exist, classes that a part lacks, and numbers all the same."""
         for name, part in self.parts().items():
             if int(part.min()) < 0 or int(part.max()) >= len(labels):
                 raise UserError(f"The {name} part names an example that does not exist; there are {len(labels)}.")
