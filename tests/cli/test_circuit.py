@@ -11,6 +11,8 @@ import xarray
 from tests.cli.conftest import Cli
 from tests.tasks.words import reading_network
 
+from headwork.analyses.circuit import _drawn
+from headwork.analyses.circuit_picture import circuit_picture
 from headwork.methods.circuit import Circuit
 from headwork.methods.circuit_measures import faithfulness
 from headwork.model.card import ModelCard
@@ -39,6 +41,8 @@ def test_the_circuit_found_by_default_is_the_induction_circuit(cli: Cli, empty_f
     assert measured["faithfulness"]["value"] == pytest.approx(slow_faithfulness(found), abs=1e-4)
     assert measured["faithfulness"]["value"] > 0.7
     assert measured["random"]["faithfulness"] < 0.2
+    with xarray.open_dataset(found["files"]["results.h5"], group="random_circuits", engine="h5netcdf") as opened:
+        assert "on paths" in opened.attrs["edges"]
     assert 0 < measured["stability"]["jaccard"] <= 1
     assert len(measured["curve"]) == 10
     assert measured["curve"][-1]["faithfulness"] == pytest.approx(1.0)
@@ -123,6 +127,8 @@ def test_a_pair_has_no_held_out_prompts(cli: Cli) -> None:
         (("--edges", "0"), "1 or more"),
         (("--edges", "82"), "--edges is 82; this network has 81"),
         (("--threshold", "-1"), "above 0"),
+        (("--threshold", "1", "--order", "lowest"), "give --edges"),
+        (("--threshold", "1", "--selection", "greedy"), "give --edges"),
         (("--threshold", "nan"), "above 0"),
         (("--method", "acdc", "--edges", "3"), "--threshold"),
         (("--method", "masks", "--threshold", "3"), "--edges"),
@@ -139,3 +145,16 @@ def test_a_threshold_that_no_edge_passes_names_the_largest_score(cli: Cli, empty
     assert (done.code, done.out) == (2, "")
     assert done.err.splitlines()[-1].startswith("No edge passes the threshold 1000000000.0; the largest score is ")
     assert not list(empty_folder.iterdir())
+
+
+def test_the_diagram_shows_edges_of_the_largest_scores_and_not_those_chosen_by_what_it_measures() -> None:
+    model = load(NETWORK)
+    prompts = build("repeated-sequences", model, 3)
+    change = np.array([[-0.1, -0.2, -0.1], [-5.0, -4.0, -6.0], [-3.0, -2.0, -3.0]])[:, None]
+    parts = ["embed->0.3<v>", "0.3->1.0<k>", "1.0->logits"]
+    without = xarray.Dataset({"change_by_prompt": (("part", "set", "prompt"), change)}, coords={"part": parts})
+    drawn = _drawn(without, prompts, 2)
+    assert drawn.shown == tuple(parts[:2])
+    assert drawn.effects["1.0->logits"].value == pytest.approx(8 / 3)
+    picture = circuit_picture(model.config, prompts, Circuit.from_names(model.config, parts), drawn, "eap")
+    assert "Largest: 0.3->1.0<k>, 5.00" in picture.alt

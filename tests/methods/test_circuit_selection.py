@@ -11,7 +11,7 @@ from tests.architectures import ARCHITECTURES
 
 from headwork.errors import UserError
 from headwork.methods.circuit import Circuit
-from headwork.methods.circuit_selection import Order, greedy, node_scores, selected, top_n
+from headwork.methods.circuit_selection import Order, greedy, node_scores, random_paths, selected, top_n
 from headwork.methods.graph import graph
 
 ORDERS: tuple[Order, ...] = ("absolute", "highest", "lowest")
@@ -150,3 +150,29 @@ def test_scores_and_sizes_that_do_not_fit_are_named() -> None:
     for call, says in wrong:
         with pytest.raises(UserError, match=says):
             call()
+
+
+@settings(deadline=None)
+@given(
+    name=st.sampled_from(["gpt2", "neox", "qwen2", "attention-only-learned", "one-layer"]),
+    seed=st.integers(0, 1000),
+    share=st.floats(0, 1),
+)
+def test_random_circuits_have_the_size_asked_for_and_edges_that_all_lie_on_paths(
+    name: str, seed: int, share: float
+) -> None:
+    config = ARCHITECTURES[name]
+    n = round(share * graph(config).edges)
+    found = random_paths(config, n, np.random.default_rng(seed))
+    assert len(found) == n
+    # One edge more may fit onto no path.
+    assert len(found.prune()) >= n - 1
+    assert found == random_paths(config, n, np.random.default_rng(seed))
+
+
+def test_random_circuits_come_to_every_edge_and_none_too_large_is_drawn() -> None:
+    draw = np.random.default_rng(0)
+    shares = np.mean([random_paths(GPT2, 12, draw).edges for _ in range(300)], 0)[graph(GPT2).visible]
+    assert shares.min() > 0.02
+    with pytest.raises(UserError, match="has 46"):
+        random_paths(GPT2, 47, draw)

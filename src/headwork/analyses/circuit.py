@@ -20,7 +20,7 @@ from headwork.methods.circuit import Circuit
 from headwork.methods.circuit_curves import circuit_curve
 from headwork.methods.circuit_measures import faithfulness, minimality
 from headwork.methods.circuit_metric import circuit_metric
-from headwork.methods.circuit_selection import Order, Selection, selected
+from headwork.methods.circuit_selection import Order, Selection, random_paths, selected
 from headwork.methods.circuit_stability import circuit_stability
 from headwork.model.transformer import Transformer
 from headwork.studies.record import Estimate
@@ -67,6 +67,15 @@ class Discovery:
                 raise UserError(f"--{name} is {value}; it must be 1 or more.")
         if self.threshold is not None and not (math.isfinite(self.threshold) and self.threshold > 0):
             raise UserError(f"--threshold is {self.threshold}; it must be a number above 0.")
+        if (
+            self.threshold is not None
+            and self.method != "acdc"
+            and (self.selection, self.order) != ("top-n", "absolute")
+        ):
+            raise UserError(
+                "--threshold keeps every edge whose score is of that size or more, of either sign; --selection and "
+                "--order choose a number of edges: give --edges with them."
+            )
         if self.method == "acdc" and self.edges is not None:
             raise UserError("ACDC decides edge by edge; give it a --threshold instead of --edges.")
         if self.method == "masks" and self.threshold is not None:
@@ -185,13 +194,12 @@ def _measured(
     setting.progress("measuring it on held-out prompts", 0.6)
     measured = {"faithfulness": faithfulness(model, pairs, metric, chosen, **common)}
     draw = np.random.default_rng(seed)
-    whole = Circuit.whole(model.config)
-    others = [_random(draw, whole, len(chosen)) for _ in range(_RANDOM)]
+    others = [random_paths(model.config, len(chosen), draw) for _ in range(_RANDOM)]
     values = circuit_metric(model, pairs, metric, **common)(others)
     measured["random_circuits"] = xarray.Dataset(
         {"metric": (("sample", "prompt"), values, {"units": "units of the metric"})},
         coords={"prompt": list(pairs.labels)},
-        attrs={"size": len(chosen), "seed": seed},
+        attrs={"size": len(chosen), "seed": seed, "edges": "at random, on paths from the embedding to the logits"},
     )
     setting.progress("removing its edges one by one", 0.7)
     parts = _largest_edges(chosen, found.scores)
@@ -214,14 +222,6 @@ def _groups(prompts: TaskPrompts) -> tuple[str, ...] | None:
     return prompts.templates if 1 < distinct < len(prompts) else None
 
 
-def _random(draw: np.random.Generator, whole: Circuit, size: int) -> Circuit:
-    """As many edges, any."""
-    where = np.flatnonzero(whole.edges)
-    edges = np.zeros(whole.edges.size, bool)
-    edges[draw.choice(where, size, replace=False)] = True
-    return Circuit(whole.config, edges.reshape(whole.edges.shape))
-
-
 def _largest_edges(chosen: Circuit, scores: xarray.DataArray) -> list[str]:
     """The circuit's edges by the size of their scores, at most so many as are measured one by one."""
     score = _score_of(chosen, scores)
@@ -238,11 +238,13 @@ def _largest(found: Scored) -> float:
 
 
 def _drawn(without: xarray.Dataset, prompts: TaskPrompts, most: int) -> Drawn:
-    """What the metric falls by without each edge, and the edges that are drawn: those of the largest falls."""
+    """What the metric falls by without each edge, and the edges that are drawn: those of the largest scores.
+
+    Those of the largest falls would be chosen on the very prompts that the drawn falls are measured on.
+    """
     change = without["change_by_prompt"].isel(set=0)
     effects = {str(name): mean(-change.sel(part=name).values, prompts) for name in without["part"].values}
-    order = sorted(effects, key=lambda name: -abs(effects[name].value or 0.0))
-    return Drawn(effects, tuple(order[:most]))
+    return Drawn(effects, tuple(effects)[:most])
 
 
 def _choices(asked: Discovery, found: Scored, measured: Mapping[str, xarray.Dataset]) -> dict[str, Any]:

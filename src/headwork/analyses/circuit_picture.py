@@ -21,7 +21,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Drawn:
-    """What the metric falls by without each of the measured edges, and which of them the diagram shows."""
+    """What the metric falls by without each of the measured edges, and which of them the diagram shows.
+
+    In the order of their scores on discovery prompts, so that what is shown is not chosen by what is measured.
+    """
 
     effects: Mapping[str, Estimate]
     shown: tuple[str, ...]
@@ -44,7 +47,7 @@ def circuit_picture(
             edges.append(CircuitEdge(source.id, target.id, value, effect.low, effect.high, route=route))
     left_out = "" if len(found) == len(drawn.shown) else f", {len(drawn.shown)} of {len(found)} edges drawn"
     n = f"{len(prompts)} held-out prompts, 95 %" if len(prompts) > 1 else "one prompt"
-    largest = drawn.shown[0]
+    largest = max(drawn.shown, key=lambda name: abs(drawn.effects[name].value or 0.0))
     return circuit(
         list(nodes.values()),
         edges,

@@ -105,13 +105,13 @@ def _with_by(model: Transformer, prompts: TaskPrompts, asked: Patching) -> Patch
 
 
 def _same_places(prompts: TaskPrompts, held_out: TaskPrompts | None, asked: Patching) -> None:
-    """Raise `UserError` where a position chosen on discovery prompts would be another place, or none, in held-out ones."""
+    """Raise `UserError` where a position of the discovery prompts would be another place, or none, in held-out ones."""
     apart = asked.positions is not None or asked.by in ("position", "head-position")
     lengths = [some.pairs.clean.shape[1] for some in (prompts, held_out or prompts)]
     if apart and lengths[0] != lengths[1]:
         raise UserError(
-            f"The discovery prompts of {prompts.task} have {lengths[0]} tokens, the held-out ones {lengths[1]}, so that "
-            "positions are not the same places in both; give prompts of one length, or patch by head or by layer."
+            f"The discovery prompts of {prompts.task} have {lengths[0]} tokens, the held-out ones {lengths[1]}, so "
+            "that positions are not the same places in both; give prompts of one length, or patch by head or by layer."
         )
 
 

@@ -1,4 +1,7 @@
-"""Choosing a circuit of a given size from scores: the best edges or nodes, or a connected set grown from the logits."""
+"""Choosing a circuit of a given size from scores: the best edges or nodes, or a connected set grown from the logits.
+
+And at random, as a control: of edges that lie on paths, since most of as many edges drawn evenly would do nothing.
+"""
 
 from __future__ import annotations
 
@@ -75,6 +78,55 @@ def selected(
     if selection not in get_args(Selection):
         raise unknown("selection of a circuit:", str(selection), get_args(Selection))
     return (top_n if selection == "top-n" else greedy)(config, scores, n, order=order)
+
+
+def random_paths(config: TransformerConfig, n: int, draw: np.random.Generator) -> Circuit:
+    """A random circuit of `n` edges that all lie on a path of it from the embedding to the logits, as far as possible.
+
+    Edges are taken in random order, each with random ones that lead to it from what the embedding reaches and from it
+    to what reaches the logits. Those that would make the circuit too large are left out; where only such are left, any
+    edges fill it. Raises `UserError` for a size that there is not.
+    """
+    visible, feeds = graph(config).visible, fed_by(config)
+    left = size(int(visible.sum()), n, None)
+    chosen = np.zeros_like(visible)
+    # Writers that the embedding reaches, and readers that reach the logits.
+    reached, useful = np.zeros(visible.shape[0], bool), np.zeros(visible.shape[1], bool)
+    reached[0] = useful[-1] = True
+
+    def one(among: Bool[np.ndarray, " n"]) -> int:
+        return int(draw.choice(np.flatnonzero(among)))
+
+    def path_with(w: int, r: int) -> set[tuple[int, int]]:
+        path = {(w, r)}
+        while not useful[r]:
+            writer = one(feeds[:, r])
+            r = one(visible[writer])
+            path.add((writer, r))
+        while not reached[w]:
+            reader = one(feeds[w])
+            w = one(visible[:, reader])
+            path.add((w, reader))
+        return path
+
+    before = -1
+    while left and left != before:
+        before = left
+        for w, r in draw.permutation(np.argwhere(visible)).tolist():
+            if not left or chosen[w, r]:
+                continue
+            path = [edge for edge in path_with(w, r) if not chosen[edge]]
+            if len(path) > left:
+                continue
+            left -= len(path)
+            for writer, reader in path:
+                chosen[writer, reader] = reached[writer] = useful[reader] = True
+                reached |= feeds[:, reader]
+                useful |= feeds[writer]
+    rest = np.argwhere(visible & ~chosen)
+    for w, r in draw.permutation(rest)[:left]:
+        chosen[w, r] = True
+    return Circuit(config, chosen)
 
 
 def node_scores(
