@@ -264,6 +264,14 @@ def test_scores_and_their_intervals() -> None:
     low = shares.mean() - np.sqrt(sum((p - b.low) ** 2 for p, b in zip(shares, bounds))) / 3
     high = shares.mean() + np.sqrt(sum((b.high - p) ** 2 for p, b in zip(shares, bounds))) / 3
     assert interval("balanced_accuracy", wrong, labels, None) == pytest.approx((low, high))
+    groups = torch.arange(6).repeat_interleave(4)
+    sure = stats.binomtest(6, 6).proportion_ci(0.95, "wilson")
+    for measure in ("accuracy", "balanced_accuracy"):
+        assert interval(measure, groups % 2, groups % 2, groups) == pytest.approx((sure.low, 1))
+    nearly = torch.ones(24).long()
+    nearly[0] = 0
+    assert 0.8 < interval("accuracy", nearly, torch.ones(24).long(), groups)[0] < 23 / 24
+    assert interval("accuracy", nearly, torch.ones(24).long(), groups)[1] == 1
     numbers = torch.tensor([[1.0, 2, 3]], dtype=torch.float64)
     assert float(variance_explained(numbers * 0 + 2, numbers)[0]) == 0
     assert variance_explained(numbers, numbers * 0).isnan().all()

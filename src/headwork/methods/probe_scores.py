@@ -38,7 +38,8 @@ def interval(
     measure: str, found: Float[Tensor, " n"] | Int[Tensor, " n"], labels: Tensor, groups: Int[Tensor, " n"] | None
 ) -> tuple[float, float]:
     """95 %, over examples: Wilson's for accuracy, for balanced accuracy Wilson's of every class combined (Zou & Donner
-    2008). For R², and wherever examples come in groups, a jackknife over examples or groups with Student's t."""
+    2008). For R², and wherever examples come in groups, a jackknife over examples or groups with Student's t. Where it
+    sees no spread in a share, as when all is right, Wilson's with the groups as its examples."""
     if measure == "accuracy" and groups is None:
         return wilson(int((found == labels).sum()), len(labels))
     if measure == "balanced_accuracy" and groups is None:
@@ -70,7 +71,10 @@ def _jackknife(measure: str, found: Tensor, labels: Tensor, groups: Tensor) -> t
     count = len(kept)
     error = math.sqrt((count - 1) / count * float((without - without.mean()).square().sum()))
     half = float(stats.t.ppf(0.975, count - 1)) * error
-    return whole - half, whole + half
+    if measure == "r2":
+        return whole - half, whole + half
+    # No spread among a few groups is no certainty.
+    return wilson(round(whole * count), count) if error < 1e-12 else (max(0.0, whole - half), min(1.0, whole + half))
 
 
 MEASURES = {"accuracy": accuracy, "balanced_accuracy": balanced_accuracy, "r2": variance_explained}
