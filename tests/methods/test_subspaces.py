@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.architectures import network, prompts
 from tests.methods import subspace_networks as wired
+from tests.methods.peak import Peak
 from tests.oracle import oracle_sites
 
 from headwork.errors import UserError
@@ -21,6 +22,8 @@ from headwork.methods.subspaces import (
     probe_directions,
     random_basis,
 )
+from headwork.model.config import TransformerConfig
+from headwork.model.initialise import initialise
 
 
 @pytest.mark.parametrize("name", ["gpt2", "neox", "llama"])
@@ -45,6 +48,13 @@ def test_vectors_are_what_the_place_holds(name: str) -> None:
         torch.testing.assert_close(every[:, [1, 3]], vectors(model, tokens, place, [1, 3]))
     with pytest.raises(UserError, match="One prompt of 5 tokens needs about"):
         vectors(model, tokens, Place("embed"), memory=100)
+
+
+def test_no_logits_are_made_for_vectors() -> None:
+    model = initialise(TransformerConfig(n_layers=1, d_model=8, n_heads=1, d_head=8, d_vocab=3000, n_ctx=16), 0)
+    with Peak() as peak:
+        vectors(model, torch.arange(800).view(50, 16), Place("blocks.0.resid_post"), -1)
+    assert 0 < peak.most < 4 * 50 * 16 * 3000 / 4
 
 
 def test_the_columns_of_heads_are_where_they_stand_in_the_site() -> None:

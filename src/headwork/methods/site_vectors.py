@@ -10,8 +10,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from headwork.engine.run import Tokens, as_tokens, run, shapes
+from headwork.engine.run import Tokens, as_tokens, observe, shapes
 from headwork.errors import UserError
+from headwork.methods.batches import chunks
 from headwork.model.config import TransformerConfig
 from headwork.model.sites import layer_of, resolve, sites
 from headwork.model.transformer import Transformer
@@ -97,8 +98,8 @@ def vectors(
 ) -> Float[Tensor, "batch n width"]:
     """The place's vectors at the chosen positions of each prompt, on the processor.
 
-    `memory` (bytes, beside the weights and the result) bounds how many prompts run at once. Raises `UserError` for
-    places and positions that do not exist, and where one prompt exceeds the limit.
+    `memory` (bytes, beside the weights and the result) bounds how many prompts run at once; logits are not made. Raises
+    `UserError` for places and positions that do not exist, and where one prompt exceeds the limit.
     """
     return vectors_at(model, tokens, [place], positions, memory)[0]
 
@@ -111,7 +112,7 @@ def vectors_at(
     batch, length = tokens.shape
     where = as_positions(positions, batch, length)
     each = forward_bytes(model, length, max(1, len(places)))
-    size = batch if memory is None else min(batch, memory // each)
+    size = next(chunks(model.config, batch, length)).stop if memory is None else min(batch, memory // each)
     if not size:
         raise UserError(
             f"One prompt of {length} tokens needs about {each / 1e6:,.1f} MB beside the weights; the limit is "
@@ -119,7 +120,7 @@ def vectors_at(
         )
     parts: list[list[Tensor]] = [[] for _ in places]
     for rows in torch.arange(batch).split(size):
-        done = run(model, tokens[rows.to(tokens.device)], [place.site for place in places])
+        done, _ = observe(model, tokens[rows.to(tokens.device)], [place.site for place in places])
         for place, kept in zip(places, parts):
             found = place.of(done[place.site]).cpu()
             kept.append(found if where is None else found[torch.arange(len(rows))[:, None], where[rows]])
