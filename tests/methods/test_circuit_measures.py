@@ -170,6 +170,18 @@ def test_reference_prompts_and_seeds_matter_where_they_should() -> None:
     np.testing.assert_allclose(draws[2]["circuit"], expected, rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.parametrize("direction", get_args(Direction))
+def test_padded_prompts_are_resampled_from_those_with_their_padding(direction: Direction) -> None:
+    # Each prompt has padding of its own here, so that its own corrupt prompt alone can stand in for it.
+    model, data = network("causal-pad"), pairs("causal-pad")
+    circuit = some("causal-pad")
+    drawn = faithfulness(model, data, METRIC, circuit, value="resample", direction=direction)
+    paired = faithfulness(model, data, METRIC, circuit, direction=direction)
+    np.testing.assert_allclose(drawn["circuit"], paired["circuit"], rtol=1e-9, atol=1e-9)
+    with pytest.raises(UserError, match="Prompt 1 has no other reference prompt with the same padding"):
+        faithfulness(model, data, METRIC, circuit, value="resample", reference=data.clean[[0, 2]])
+
+
 @pytest.mark.parametrize("grain", get_args(Granularity))
 @pytest.mark.parametrize("name", ["gpt2", "neox", "llama"])
 def test_completeness_equals_the_slow_twin(name: str, grain: Granularity) -> None:

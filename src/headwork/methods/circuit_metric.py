@@ -20,6 +20,7 @@ from headwork.engine.run import Tokens, as_tokens
 from headwork.errors import UserError, unknown
 from headwork.methods.ablated_outputs import counterfactual, from_reference
 from headwork.methods.ablation_choices import AblatedSet, AblationChoices, AblationValue, Component, Direction
+from headwork.methods.ablation_source import partners
 from headwork.methods.circuit import Circuit, Granularity
 from headwork.methods.circuit_runs import CircuitRuns, bytes_per_prompt
 from headwork.model.config import TransformerConfig
@@ -116,10 +117,11 @@ def circuit_metric(
     """How circuits of this network will be measured on the clean prompts of `pairs`.
 
     `value`: ablated writers write what they write on the corrupt prompts (`counterfactual`), or `zero`, `mean`,
-    `mean-by-position`, or the outputs on a prompt drawn with `seed` (`resample`), the latter three of `reference`
-    prompts (left out, the corrupt ones). Denoising needs a run to restore the clean outputs in: the corrupt prompts, or
-    with `resample` the drawn ones. `memory` (bytes, beside the weights and one value per writer and prompt) bounds how
-    many prompts and circuits run together; with `recorded`, so few prompts that one run can be differentiated.
+    `mean-by-position`, or the outputs on a prompt drawn with `seed` among those with the same padding (`resample`), the
+    latter three of `reference` prompts (left out, the corrupt ones). Denoising needs a run to restore the clean outputs
+    in: the corrupt prompts, or with `resample` the drawn ones. `memory` (bytes, beside the weights and one value per
+    writer and prompt) bounds how many prompts and circuits run together; with `recorded`, so few prompts that one run
+    can be differentiated.
 
     Raises `UserError` for what does not exist or fit, and for denoising with zero or mean values, which are no run.
     """
@@ -168,5 +170,7 @@ def _others(
             f"The reference prompts have {others.shape[1]} tokens, the prompts {pairs.clean.shape[1]}; to resample "
             "from them they must have as many."
         )
+    if model.config.pad_token is not None:
+        return others[partners(model.config, pairs.clean, others, False, seed)]
     generator = torch.Generator().manual_seed(seed)
     return others[torch.randint(len(others), (len(pairs.clean),), generator=generator).to(others.device)]
