@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from scipy import stats
+from scipy.special import stdtrit
 
 from headwork.studies.record import Estimate
 
@@ -53,7 +53,7 @@ def exact(value: float) -> Estimate:
 
 
 def _interval(centre: float, deviation: float, n: int, unit: str, method: str) -> Estimate:
-    half = float(stats.t.ppf((1 + LEVEL) / 2, n - 1)) * deviation / math.sqrt(n)
+    half = float(stdtrit(n - 1, (1 + LEVEL) / 2)) * deviation / math.sqrt(n)
     if not math.isfinite(abs(centre) + half):
         return Estimate(value=None, n=n, unit=unit, method="not finite")
     return Estimate(value=centre, low=centre - half, high=centre + half, n=n, unit=unit, method=method)
