@@ -78,8 +78,8 @@ class Loss:
     def __call__(
         self, model: Transformer, resid: Float[Tensor, "batch pos d_model"], start: int
     ) -> Float[Tensor, " batch"]:
-        where = self.where[:, start:]
-        losses = token_losses(model.logits(resid[where][None])[0], self.targets[:, start:][where])
+        where, targets = (x[:, start:].to(resid.device) for x in (self.where, self.targets))
+        losses = token_losses(model.logits(resid[where][None])[0], targets[where])
         total = losses.new_zeros(len(where)).index_add(0, where.nonzero()[:, 0], losses)
         return total / where.sum(1)
 
@@ -187,7 +187,8 @@ class ProbabilityDifference(_Weighted):
 def kl_from(model: Transformer, tokens: Int[Tensor, "batch pos"], positions: Int[Tensor, " batch"]) -> KLDivergence:
     """The divergence from what this network itself says on `tokens`, at one position of each."""
     with torch.no_grad():
-        logits = model(tokens)[torch.arange(len(tokens), device=tokens.device), positions.to(tokens.device)]
+        at = torch.arange(len(tokens), device=tokens.device), positions.to(tokens.device)
+        logits = model.logits(model.stream(tokens)[at][:, None])[:, 0]
     return KLDivergence(positions, logits.log_softmax(-1))
 
 
