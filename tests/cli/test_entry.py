@@ -99,6 +99,12 @@ def _raise(error: BaseException) -> Callable[..., None]:
         (KeyboardInterrupt(), 130, "the same command goes on"),
         (BrokenPipeError(errno.EPIPE, "Broken pipe"), 141, ""),
         (OSError(errno.ENOSPC, "No space left on device"), 2, "disk is full"),
+        (MemoryError(), 2, "not enough memory"),
+        (
+            RuntimeError("DefaultCPUAllocator: can't allocate memory"),
+            2,
+            "fewer prompts",
+        ),
         (PermissionError(errno.EACCES, "Permission denied", "results/report.pdf"), 2, "results/report.pdf"),
     ],
 )

@@ -13,16 +13,20 @@ from tests.cli.conftest import Cli
 from tests.tasks.words import reading_network
 
 from headwork.cli.options import parse_memory, parse_numbers
+from headwork.draw import Picture, heatmap
 from headwork.errors import UserError
 from headwork.methods.activation_patching import activation_patching
 from headwork.model.card import ModelCard
 from headwork.model.checkpoints import save
+from headwork.model.config import TransformerConfig
+from headwork.model.initialise import initialise
 from headwork.model.sources import load
 from headwork.tasks.registry import build
 from headwork.tasks.task_prompts import SPLITS
 
 NETWORK = "zoo:attn-only-2l"
 FEW = ("--prompts", "6")
+UNTRAINED: dict[str, Any] = {"n_layers": 1, "d_model": 8, "n_heads": 2, "d_head": 4, "d_vocab": 32, "n_ctx": 64}
 
 
 @pytest.fixture
@@ -116,6 +120,25 @@ def test_a_pair_stands_for_itself(cli: Cli, words: Path) -> None:
     assert first["normalised"]["low"] is None
 
 
+def test_a_network_that_does_not_do_the_task_is_said_to_and_gets_no_shares(
+    cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    labels: list[str] = []
+
+    def noted(values: np.ndarray, **options: Any) -> Picture:
+        labels.append(options["value_label"])
+        return heatmap(values, **options)
+
+    monkeypatch.setattr("headwork.analyses.patch.heatmap", noted)
+    save(initialise(TransformerConfig(**UNTRAINED), 0), tmp_path / "untrained", ModelCard(name="untrained"))
+    done = cli("patch", tmp_path / "untrained", *FEW)
+    assert "do not differ beyond chance" in done.out
+    assert "effect, in the metric's unit" in done.out
+    assert "share of clean" not in done.out
+    assert "beyond chance" not in cli("patch", NETWORK, *FEW).out
+    assert labels == ["effect, in the metric's unit", "share of clean − corrupt restored"]
+
+
 @pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize(
     "arguments, said",
@@ -142,7 +165,9 @@ def test_a_pair_stands_for_itself(cli: Cli, words: Path) -> None:
         (("--memory", "2 elephants"), "2GB"),
         (("--memory", "1kB"), "the limit is"),
         (("--prompts", "0"), "at least one"),
+        (("--prompts", "100001"), "at most 100,000"),
         (("--seed", "-1"), "0 or more"),
+        (("--seed", str(2**62)), "below 2^62"),
         (("--bos",), "no tokenizer"),
         (("--out", "file"), "which is a file"),
     ],

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from headwork.analyses.published import Published, publish_analysis
-from headwork.analyses.setting import Setting, mean, plain, prompts_described, ratio
+from headwork.analyses.setting import Setting, distinct, mean, plain, prompts_described, ratio
 from headwork.draw import BarRow, Picture, heatmap, interval_bars
 from headwork.errors import UserError
 from headwork.methods.ablation_choices import AblationChoices, Direction
@@ -265,7 +265,7 @@ def _picture(found: xarray.Dataset, prompts: TaskPrompts, asked: Patching, top: 
     into, source = ("corrupt", "clean") if asked.direction == "denoising" else ("clean", "corrupt")
     estimated = " (estimate)" if asked.estimate else ""
     what = f"{found.attrs['site']} of the {source} run put into the {into} run{estimated}"
-    undefined = bool(found["normalised"].isnull().all())
+    undefined = not distinct(found["clean"].values, found["corrupt"].values, prompts)
     values = found["effect"].mean("prompt") if undefined else found["normalised"]
     verb = "restored" if asked.direction == "denoising" else "lost"
     label = "effect, in the metric's unit" if undefined else f"share of clean − corrupt {verb}"

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from headwork import __version__
 from headwork.analyses.source import Source
 from headwork.engine.run import run
@@ -26,6 +28,10 @@ from headwork.tasks.task_prompts import TaskPrompts
 
 Progress = Callable[[str, float], None]
 LIBRARIES = ("torch", "numpy", "xarray")
+_ALIKE = (
+    "The clean and the corrupt run do not differ beyond chance: the network may not do this task, and shares of the "
+    "difference are not defined."
+)
 
 
 def no_progress(stage: str, share: float) -> None:
@@ -89,6 +95,7 @@ class Setting:
 
 def prompts_described(prompts: TaskPrompts, clean: Any, corrupt: Any) -> dict[str, Any]:
     """Plain data on the prompts and what the network makes of them; `clean` and `corrupt` are the metric [prompt]."""
+    apart = distinct(clean, corrupt, prompts)
     return {
         "task": prompts.task,
         "split": prompts.split,
@@ -100,8 +107,14 @@ def prompts_described(prompts: TaskPrompts, clean: Any, corrupt: Any) -> dict[st
         "clean": plain(mean(clean, prompts)),
         "corrupt": plain(mean(corrupt, prompts)),
         "example": None if prompts.texts is None else {"clean": prompts.texts[0][0], "corrupt": prompts.texts[0][1]},
-        "notes": list(prompts.notes),
+        "notes": [*prompts.notes, *([] if apart else [_ALIKE])],
     }
+
+
+def distinct(clean: Any, corrupt: Any, prompts: TaskPrompts) -> bool:
+    """Whether the metric [prompt] of the two runs differs beyond chance: only then are shares of it defined."""
+    gap = np.asarray(clean, float) - np.asarray(corrupt, float)
+    return ratio(gap, gap, prompts).value is not None
 
 
 def both_runs(model: Transformer, prompts: TaskPrompts) -> tuple[Any, Any]:
@@ -146,8 +159,6 @@ def plain(estimate: Estimate) -> dict[str, Any]:
 
 def _by_template(prompts: TaskPrompts, values: Any) -> tuple[Any, Any, str]:
     """Sums and counts of the values over each template; over each prompt where there is one template, or one each."""
-    import numpy as np
-
     names = list(dict.fromkeys(prompts.templates))
     values = np.asarray(values, float)
     if len(names) in (1, len(values)):

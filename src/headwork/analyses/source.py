@@ -12,6 +12,9 @@ from headwork.tasks.pairs_file import pairs_file
 from headwork.tasks.registry import DEFAULT, build, task
 from headwork.tasks.task_prompts import Split, TaskPrompts, check_count, generator
 
+_MOST_PROMPTS = 100_000
+_MOST_SEED = 2**62
+
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
@@ -44,6 +47,10 @@ class Source:
         if self.counterfactual is not None and self.clean is not None:
             raise UserError("--counterfactual belongs to a task or a file; a pair has the one that --corrupt gives.")
         check_count(self.prompts)
+        if self.prompts > _MOST_PROMPTS:
+            raise UserError(f"--prompts is {self.prompts}; at most {_MOST_PROMPTS:,} can be drawn.")
+        if self.seed >= _MOST_SEED:
+            raise UserError(f"--seed is {self.seed}; it must be below 2^62.")
         generator(self.seed, "discovery")
         if self.name is not None:
             task(self.name)

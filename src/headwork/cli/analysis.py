@@ -24,7 +24,8 @@ def head(summary: Mapping[str, Any], split: str = "discovery") -> None:
         {
             "model": summary["model"]["spec"],
             "task": f"{prompts['task']}, counterfactual {prompts['counterfactual']}",
-            "prompts": f"{prompts['prompts']} pairs of {prompts['tokens']} tokens, {prompts['templates']} templates",
+            "prompts": f"{_counted(prompts['prompts'], 'pair')} of {_counted(prompts['tokens'], 'token')}, "
+            f"{_counted(prompts['templates'], 'template')}",
             "example": example and repr(example["clean"]),
             "corrupt": example and repr(example["corrupt"]),
             "metric": prompts["metric"],
@@ -44,6 +45,10 @@ def foot(done: Published) -> None:
         f"Took {duration(done.summary['seconds'])}.",
         f"Next: {done.summary['next']}",
     )
+
+
+def _counted(count: int, noun: str) -> str:
+    return f"{count:,} {noun}{'s' if count != 1 else ''}"
 
 
 def interval(estimate: Mapping[str, Any] | None) -> str:

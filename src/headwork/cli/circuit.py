@@ -95,9 +95,10 @@ def circuit(
 
 
 def _print_measured(summary: Any) -> None:
+    from headwork.report.numbers import number
+
     found, measured, choices = summary["circuit"], summary["measured"], summary["choices"]
     random, stable = measured["random"], measured["stability"]
-    number = "{:.2f}".format
     print_facts(
         {
             "circuit": f"{found['size']} of {found['of']} edges by {choices['method']} ({choices['paper']}); "
@@ -106,21 +107,23 @@ def _print_measured(summary: Any) -> None:
             "faithful": f"{interval(measured['faithfulness'])} on {'held-out' if summary['held_out'] else 'the same'} "
             f"prompts, {choices['ablation_value']} ablation of the complement",
             "random": random["faithfulness"] is not None
-            and f"{number(random['faithfulness'])} on average of {random['circuits']} as large, best "
-            f"{number(random['best'])}",
-            "CPR, CMD": measured["cpr"] is not None and f"{measured['cpr']:.3f}, {measured['cmd']:.3f}",
+            and f"{number(random['faithfulness'], 2)} on average of {random['circuits']} as large, best "
+            f"{number(random['best'], 2)}",
+            "CPR, CMD": measured["cpr"] is not None and f"{number(measured['cpr'], 3)}, {number(measured['cmd'], 3)}",
             "stability": stable
-            and f"Jaccard {number(stable['jaccard'])} [{number(stable['low'])}, {number(stable['high'])}] between "
-            f"circuits of resampled {stable['resampled']}",
+            and f"Jaccard {number(stable['jaccard'], 2)} [{number(stable['low'], 2)}, {number(stable['high'], 2)}] "
+            f"between circuits of resampled {stable['resampled']}",
         }
     )
 
 
 def _print_edges(summary: Any) -> None:
+    from headwork.report.numbers import number
+
     edges = summary["edges"]
     more = f" ({_SHOWN} of {len(edges)}; all in the summary)" if len(edges) > _SHOWN else ""
     print_table(
         ("edge", ">score", ">fall of the metric without it [95 %]"),
-        [(e["edge"], f"{e['score']:.3f}", interval(e["effect"])) for e in edges[:_SHOWN]],
+        [(e["edge"], number(e["score"]), interval(e["effect"])) for e in edges[:_SHOWN]],
         f"Edges of the largest scores{more}",
     )

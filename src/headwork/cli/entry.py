@@ -19,6 +19,11 @@ _ABOUT_OUTPUT = {
 }
 _STOPPED = "Stopped. Nothing is half-written; the same command goes on from what is finished."
 
+_NO_MEMORY = (
+    "There is not enough memory for this; take fewer prompts or a smaller network, or set a limit with --memory where "
+    "the command has it."
+)
+
 
 class Failed(Exception):
     """A run that was asked for came to no result; the message is one sentence, the exit code 1."""
@@ -50,6 +55,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _drop_stdout()
         return _say(_cannot_write(error), USER_ERROR)
     except Exception as error:
+        if _out_of_memory(error):
+            return _say(_NO_MEMORY, USER_ERROR)
         if not hasattr(error, "format_message"):  # how Typer marks what is wrong with the arguments, in all versions
             raise
         return _say(_usage(error), USER_ERROR)
@@ -83,6 +90,12 @@ def _usage(error: Exception) -> str:
     context = getattr(error, "ctx", None)
     command = context.command_path if context is not None else "headwork"
     return f"{said}{'' if said.endswith(('?', ')')) else '.'} See `{command} --help`."
+
+
+def _out_of_memory(error: Exception) -> bool:
+    """Whether Python or PyTorch, on any device, found no memory; PyTorch is not imported to ask."""
+    named = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+    return named or (isinstance(error, RuntimeError) and "allocate memory" in str(error))
 
 
 def _cannot_write(error: OSError) -> str:

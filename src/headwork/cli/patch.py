@@ -102,17 +102,26 @@ def patch(
 def _print_top(top: Sequence[dict[str, Any]], choices: dict[str, Any]) -> None:
     held_out = "held_out" in top[0]
     tokens = ("token",) if "token" in top[0] else ()
+    shares = all(cell["normalised"]["value"] is not None for cell in top)
+    kind = "normalised" if shares else "effect"
+    heading = ">share of clean − corrupt" if shares else ">effect, in the metric's unit"
     print_table(
-        (choices["site"], *tokens, ">share of clean − corrupt", ">middle half of prompts", *[">held out"] * held_out),
+        (choices["site"], *tokens, heading, *[">middle half of prompts"] * shares, *[">held out"] * held_out),
         [
             (
                 cell["cell"],
                 *([cell["token"]] if tokens else []),
-                interval(cell["normalised"]),
-                "–" if cell["quartiles"] is None else "{:.2f} … {:.2f}".format(*cell["quartiles"]),
-                *([interval(cell["held_out"]["normalised"])] if held_out else []),
+                interval(cell[kind]),
+                *([_middle(cell["quartiles"])] if shares else []),
+                *([interval(cell["held_out"][kind])] if held_out else []),
             )
             for cell in top
         ],
         f"Largest effects of {choices['method']}, {choices['direction']} [95 %]",
     )
+
+
+def _middle(quartiles: Sequence[float] | None) -> str:
+    from headwork.report.numbers import number
+
+    return "–" if quartiles is None else " … ".join(number(q, 2) for q in quartiles)
