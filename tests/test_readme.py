@@ -33,7 +33,7 @@ def commands(program: str) -> list[list[str]]:
 
 def test_the_python_example_runs_and_draws(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    (example,) = blocks("python")
+    example, _ = blocks("python")
     names: dict[str, object] = {}
     exec(compile(example, "README.md", "exec"), names)  # noqa: S102 – our own README
     silenced, model = names["losses"], names["model"]
@@ -42,6 +42,14 @@ def test_the_python_example_runs_and_draws(tmp_path: Path, monkeypatch: pytest.M
     whole = headwork.sweep(model, headwork.trace(model, names["batch"].tokens), [[]], loss).mean()  # type: ignore
     assert silenced.max() > whole + 0.5  # type: ignore[attr-defined] – some head matters
     assert (tmp_path / "loss-without-each-head.svg").read_text().startswith("<?xml")
+
+
+def test_the_toolbox_example_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    _, example = blocks("python")
+    names: dict[str, object] = {}
+    exec(compile(example, "README.md", "exec"), names)  # noqa: S102 – our own README
+    assert "layer" in capsys.readouterr().out
+    assert names["effects"]["normalised"].sizes == {"layer": 2, "head": 4}  # type: ignore[index]
 
 
 @pytest.mark.parametrize("words", commands("headwork"), ids=" ".join)

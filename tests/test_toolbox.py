@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 from pathlib import Path
@@ -11,7 +12,9 @@ import pytest
 from headwork.cli import main
 from headwork.tasks.registry import tasks
 
-PAGE = (Path(__file__).parents[1] / "docs" / "toolbox.md").read_text(encoding="utf-8")
+DOCS = Path(__file__).parents[1] / "docs"
+PAGE = (DOCS / "toolbox.md").read_text(encoding="utf-8")
+COMMANDS = (DOCS / "commands.md").read_text(encoding="utf-8")
 
 
 def blocks(language: str) -> list[str]:
@@ -32,7 +35,11 @@ def test_its_commands_run(
     few = [] if {"--prompts", "--clean"} & set(words) else ["--prompts", "4"]
     assert main([*words, *few]) == 0
     assert "Next: headwork " in capsys.readouterr().out
-    assert (tmp_path / "headwork-out" / f"{words[0]}-attn-only-2l" / "summary.json").is_file()
+    summary = json.loads((tmp_path / "headwork-out" / f"{words[0]}-attn-only-2l" / "summary.json").read_text())
+    described = set(re.findall(r"`(\w+)`", COMMANDS))
+    listed = [value[0] for value in summary.values() if isinstance(value, list) and isinstance(value[0], dict)]
+    nested = [summary[key] for key in ("measured", "circuit", "discovery", "prompts") if summary.get(key)]
+    assert {key for found in (summary, *listed, *nested) for key in found} <= described
 
 
 def test_its_python_runs() -> None:
