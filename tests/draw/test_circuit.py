@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from headwork import draw
 from headwork.draw.circuit_graph import levels
-from headwork.draw.circuit_labels import label_of, place_labels, sample
+from headwork.draw.circuit_labels import decimals, label_of, place_labels, sample
 from headwork.draw.circuit_layout import Box, lay_out, port_x
 from headwork.errors import UserError
 
@@ -54,6 +54,21 @@ def test_no_node_or_label_overlaps_another_and_all_are_inside(seed: int) -> None
     assert all(shared(a, b) < 0.02 for a, b in combinations(labels, 2))
     assert all(shared(a, b) < 0.02 for a in labels for b in boxes)
     assert all(a.x - a.width / 2 > -0.01 and a.x + a.width / 2 < layout.width + 0.01 for a in labels)
+
+
+@pytest.mark.parametrize(
+    "effect, lines",
+    [
+        (0.0123, ("+0.012", "[−0.001, 0.026]")),
+        (1.234, ("+1.23", "[−0.14, 2.60]")),
+        (-0.00004, ("−0.000040", "[−0.000084, 0.000004]")),
+        (0.0, ("+0.00", "[0.00, 0.00]")),
+    ],
+)
+def test_small_effects_keep_two_of_their_digits(effect: float, lines: tuple[str, ...]) -> None:
+    ends = sorted((-0.112 * effect, 2.11 * effect))
+    edge = draw.CircuitEdge("a", "b", effect, *ends)
+    assert label_of(edge, decimals(abs(effect))).lines == lines
 
 
 @settings(max_examples=15, deadline=None)

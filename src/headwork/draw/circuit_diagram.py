@@ -13,7 +13,7 @@ from matplotlib.path import Path
 
 from headwork.draw import colour
 from headwork.draw.circuit_graph import WIDE_KINDS, CircuitEdge, CircuitNode, check, has_ports
-from headwork.draw.circuit_labels import LABEL_SIZE, LINE_CM, Label, label_of, place_labels, sample
+from headwork.draw.circuit_labels import LABEL_SIZE, LINE_CM, Label, decimals, label_of, place_labels, sample
 from headwork.draw.circuit_layout import PORT_CM, Box, Layout, lay_out, port_x
 from headwork.draw.picture import Picture, require_alt
 from headwork.draw.style import (
@@ -96,7 +96,7 @@ def circuit(
 
 def _draw_edges(axes: Axes, edges: Sequence[CircuitEdge], layout: Layout) -> None:
     largest = max((abs(edge.effect) for edge in edges), default=0.0) or 1.0
-    labels = [label_of(edge) for edge in edges]
+    labels = [label_of(edge, decimals(largest)) for edge in edges]
     places = place_labels(
         labels, [sample(way) for way in layout.ways], list(layout.boxes.values()), (-0.15, layout.width + 0.2)
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -39,12 +40,17 @@ def sample(way: Sequence[tuple[float, float]]) -> Array:
     return np.concatenate(pieces)
 
 
-def label_of(edge: CircuitEdge) -> Label:
-    """The label of an edge: what it is called, its effect, its interval."""
+def decimals(largest: float) -> int:
+    """How many decimals a diagram's effects have: two, more where the largest would not keep two of its digits."""
+    return 2 if largest <= 0 else min(max(2, 1 - math.floor(math.log10(largest))), 6)
+
+
+def label_of(edge: CircuitEdge, digits: int = 2) -> Label:
+    """The label of an edge: what it is called, its effect, its interval, with so many decimals."""
     lines = [edge.label] if edge.label else []
-    lines.append(signed(edge.effect))
+    lines.append(signed(edge.effect, digits))
     if edge.low is not None and edge.high is not None:
-        lines.append(f"[{number(edge.low)}, {number(edge.high)}]")
+        lines.append(f"[{number(edge.low, digits)}, {number(edge.high, digits)}]")
     width = max(text_width(line, LABEL_SIZE, "bold") for line in lines) / POINTS_PER_CM + 0.12
     return Label(tuple(lines), int(bool(edge.label)), width, len(lines) * LINE_CM + 0.06)
 
