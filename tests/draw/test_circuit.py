@@ -66,8 +66,8 @@ def test_no_node_or_label_overlaps_another_and_all_are_inside(seed: int) -> None
     ],
 )
 def test_small_effects_keep_two_of_their_digits(effect: float, lines: tuple[str, ...]) -> None:
-    ends = sorted((-0.112 * effect, 2.11 * effect))
-    edge = draw.CircuitEdge("a", "b", effect, *ends)
+    low, high = sorted((-0.112 * effect, 2.11 * effect))
+    edge = draw.CircuitEdge("a", "b", effect, low, high)
     assert label_of(edge, decimals(abs(effect))).lines == lines
 
 
