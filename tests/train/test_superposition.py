@@ -44,6 +44,7 @@ def trained_alone(toy: Toy, schedule: Schedule) -> tuple[list[Tensor], float]:
         out = torch.relu(hidden @ (W_out if absolute else W.T).T + b)
         return ((out - (x.abs() if absolute else x)) ** 2 * torch.tensor(toy.importance)).sum(1).mean()
 
+    drawn = torch.empty(0)
     for step in range(schedule.steps):
         if step % module.DRAWN == 0:
             drawn = torch.rand(module.DRAWN, n, schedule.batch, generator=data).double()
