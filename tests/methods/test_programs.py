@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -144,8 +144,9 @@ def test_later_variables_are_computed_from_replaced_ones() -> None:
 class Put:
     """Keeps every activation, or puts those of another run into chosen places, one number's place after another."""
 
-    def __init__(self, spots=(), source=None) -> None:
-        self.spots, self.source, self.kept = spots, source, {}
+    def __init__(self, spots: Sequence[Spot] = (), source: Mapping[str, Tensor] | None = None) -> None:
+        self.spots, self.source = spots, source or {}
+        self.kept: dict[str, Tensor] = {}
 
     def given(self, site: str) -> Tensor | None:
         return None
@@ -157,7 +158,7 @@ class Put:
         value = value.clone()
         for spot in self.spots:
             if spot.site == site:
-                for p in spot.positions:
+                for p in spot.positions or ():
                     for h in spot.heads or (None,):
                         where = (slice(None), h, p) if site.endswith("pattern") else (slice(None), p, h)
                         where = where if h is not None else where[:2]
@@ -181,7 +182,7 @@ def arbitrary(offset: int = 0) -> Program:
         return lambda tokens, _: ((tokens * (torch.arange(5) + i + 1)).sum(1) + offset) % 5
 
     variables = tuple(Variable(f"v{i}", compute(i), places) for i, places in enumerate(PLACES))
-    return Program("arbitrary", variables, lambda _, v: sum(v.values()) % 3, -1, (0, 1, 2))
+    return Program("arbitrary", variables, lambda _, v: torch.stack([*v.values()]).sum(0) % 3, -1, (0, 1, 2))
 
 
 @pytest.mark.parametrize("name", ["gpt2", "neox", "llama"])
@@ -212,7 +213,7 @@ def test_scores_equal_the_slow_twin(name: str) -> None:
         stays = ~changes & (program.answer(source) != before)
         theirs = rival.exchanged(base, source, variable.name)
         disputed = (theirs != after) & (changes | (theirs != other))
-        one = found.isel(variable=v)
+        one = found.isel(variable=v, rival=0)
         assert (int(one["counted"]), int(one["kept_counted"])) == (int(changes.sum()), int(stays.sum()))
         assert int(one["disputed"]) == int(disputed.sum()) > 0
         for name, hits, among in (
