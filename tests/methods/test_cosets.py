@@ -112,6 +112,12 @@ def test_noise_has_no_coset_neurons_of_small_index() -> None:
     assert not [name for name in found.assigned.values if name]
 
 
+def test_what_partitions_at_random_explain_as_well_is_not_assigned() -> None:
+    found = coset_neurons(drawn(24, 30), drawn(24, 30, seed=1), FOUR, draws=40, least=0.02)
+    assert (found.assigned != "").mean() < 0.6
+    assert (found.share > found.partition_null).mean() < 0.15
+
+
 def test_in_irreps_of_degree_one_the_accounts_agree() -> None:
     sign = irrep_named(FOUR, "sign").character[:, None]
     found = coset_neurons(sign, -sign, FOUR, draws=3)
@@ -147,6 +153,18 @@ def test_both_accounts_explain_a_network_of_cosets(planted: PairOutputs) -> None
     assert {numbers[name] for name in numbers if "cosets" in name or "partitions" in name} == {count * 4}
     assert (numbers["irrep"], numbers["irrep of rank 1"]) == (count * 10, count * 6)
     assert numbers["irreps, as many numbers"] == count * 4
+
+
+def test_cosets_of_a_normal_subgroup_are_the_same_in_every_basis() -> None:
+    # Their functions are whole spaces of irreps, which turning maps to themselves.
+    normal = next(each for each in subgroups(FOUR) if each.index == 6 and len(each.members) == 1)
+    numbers = normal.cosets("left")[0]
+    left, right = drawn(6, 3)[numbers], drawn(6, 3, seed=1)[numbers]
+    neurons = coset_neurons(left, right, FOUR, draws=1)
+    assert set(neurons.assigned.values) == {normal.name}
+    found = fitted_accounts(of_halves(FOUR, left, right, drawn(3, 24, seed=2)), neurons, draws=2)
+    assert float(found.logits_explained.sel(account="cosets in a turned basis")) == pytest.approx(1)
+    assert float(found.logits_explained.sel(account="random partitions")) < 0.9
 
 
 def test_cosets_explain_no_network_whose_irreps_are_in_a_turned_basis(planted: PairOutputs) -> None:

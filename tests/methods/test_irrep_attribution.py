@@ -118,6 +118,7 @@ def test_a_network_of_cosets_has_the_irreps_of_its_cosets() -> None:
     shares = embedding_shares(outputs.embeddings, structure)
     assert shares.share.sel(irrep="standard").values == pytest.approx(1)
     assert shares.above.sel(embedding="left").values.tolist() == [False, False, True, False, False]
+    assert outputs.outward is not None
     torch.testing.assert_close(outputs.logits, outputs.hidden @ outputs.outward)
     assert (outputs.logits.argmax(2) == structure.table).all()
 
