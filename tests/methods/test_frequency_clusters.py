@@ -44,6 +44,12 @@ def test_shares_do_not_depend_on_the_neurons_scale_and_add_up_to_at_most_one() -
     assert clusters(neuron_frequencies(neurons)) == {}
 
 
+def test_constants_have_no_share_whatever_their_mean_is_rounded_to() -> None:
+    constants = adders.noise(50).float().expand(P, P, 50)
+    assert frequency_shares(constants).isnan().all()
+    assert frequency_shares(constants.double() / 3).isnan().all()
+
+
 def test_attention_is_a_function_of_the_numbers() -> None:
     a, _, _ = adders.angles(P, 3)
     first = torch.sigmoid(0.1 * a[:, :, 0].cos()).expand(P, P)
