@@ -5,9 +5,8 @@
 - *Distance irrelevance*: mean over a − b of the right logit's standard deviation over a + b, ÷ its whole standard
   deviation. A network whose right logit depends on the sum alone has 1, one where it depends on the distance alone 0.
 
-Zhong et al. take the cosine over 100 triples of a, b and a logit c, right or not. Which 100 matters: on their Model A those
-drawn here as `published_triples` give 0.334, which is the paper's number, and all 205,379
-triples give 0.346.
+Zhong et al. take the cosine over 100 triples of a, b and a logit c, right or not. Which 100 matters: on their Model A
+those drawn here as `published_triples` give 0.334, which is the paper's number, and all 205,379 triples give 0.346.
 """
 
 from __future__ import annotations
