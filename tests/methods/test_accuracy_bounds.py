@@ -10,12 +10,14 @@ import numpy as np
 import pytest
 import torch
 from tests.oracle import oracle_sites
+from torch import Tensor
 
 from headwork.engine.run import run
 from headwork.errors import UserError
 from headwork.methods import accuracy_bounds as module
 from headwork.methods.accuracy_bounds import Strategy, accuracy_bounds, enumerated_accuracy, proof
-from headwork.methods.max_tables import max_picture, max_tables
+from headwork.methods.max_tables import MaxTables, max_picture, max_tables
+from headwork.methods.rounding import Bounded
 from headwork.model.config import TransformerConfig
 from headwork.model.initialise import initialise
 from headwork.model.sources import load_transformer
@@ -126,6 +128,53 @@ def test_every_list_that_a_cap_covers_is_answered_rightly(
     ]
     assert bounds[0] == [1.0, 1.0, 1.0]
     assert max(bounds[2]) < 1
+
+
+def fabricated(n: int, k: int, seed: int) -> MaxTables:
+    """Random tables without errors whose answers are right more often than not: extreme cases are common."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def drawn(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+    sharpness, copying, direct = (3 * torch.rand(3, generator=generator, dtype=torch.float64)).tolist()
+    score = sharpness * torch.arange(n)[:, None] + drawn(n, n, k)
+    value = drawn(n, k, n) + copying * torch.eye(n, dtype=torch.float64)[:, None]
+    parts = [Bounded(part, torch.zeros_like(part)) for part in (score, value, direct / 2 * drawn(n, n), drawn(n) / 4)]
+    empty = Bounded(torch.zeros(n, 1, dtype=torch.float64), torch.zeros(n, 1, dtype=torch.float64))
+    return MaxTables(*parts, empty, empty, None, torch.zeros(n, dtype=torch.float64), 0)
+
+
+@pytest.mark.parametrize(("n", "k", "count"), [(4, 2, 500), (3, 3, 300), (3, 4, 100)])
+def test_what_is_proved_of_extreme_tables_is_right(n: int, k: int, count: int, unchecked: None) -> None:
+    """Every covered list, by the formula itself; brute force without errors is exact."""
+    task, lists = MaxOfK(n, k), torch.tensor(list(itertools.product(range(n), repeat=k)))
+    query, largest, places = lists[:, -1], lists.amax(1), torch.arange(k)
+    other = lists.where(lists < largest[:, None], -1).amax(1)
+    case, some = (query != largest).long(), 0
+    for seed in range(count):
+        tables = fabricated(n, k, seed)
+        pattern = tables.score.value[query[:, None], lists, places].softmax(1)
+        read = torch.einsum("bp,bpw->bw", pattern, tables.value.value[lists, places])
+        right = (tables.direct.value[query] + read + tables.bias.value).argmax(1) == largest
+        exact = proof(tables, task, "brute force").proved
+        assert exact.tolist() == np.bincount(largest[right], minlength=n).tolist()
+        for strategy in ("by output", "by lead"):
+            found = proof(tables, task, strategy)
+            covered = other <= found.cap[case, largest]
+            assert bool(right[covered].all()), (seed, strategy)
+            assert int(covered.sum()) == int(found.proved.sum())
+            some += int(covered.sum())
+        on_largest = (pattern * (lists == largest[:, None])).sum(1)
+        for m in range(n):
+            for at, least in enumerate(module._least_pattern(tables, task, torch.tensor([m]))):
+                for cap in range(m):
+                    within = (largest == m) & (case == at) & (other <= cap) & (lists[:, :-1].amax(1) >= at * m)
+                    assert float(least[0, cap]) <= float(on_largest[within].min())
+                    # For two numbers the worst case is a list.
+                    within &= (lists == m).sum(1) == 1
+                    assert k > 2 or float(least[0, cap]) == pytest.approx(float(on_largest[within].min()), rel=1e-9)
+    assert some > 0.05 * count * len(lists)
 
 
 @pytest.mark.parametrize("norm", NORMS)

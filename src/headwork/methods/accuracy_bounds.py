@@ -7,7 +7,7 @@ Of a list with maximum m and last number q, the lead of m over another output w 
 and the answer is right where all leads are positive. A proof is a list of inequalities that imply this for many inputs.
 
 - `brute force` checks every input: lead · Σ_p exp(score_p) is a sum over positions, whose terms have known signs.
-- `by output` never looks at an input. For a maximum m and a cap o it covers all lists whose other numbers are o or less:
+- `by output` never looks at an input. For a maximum m and a cap o it covers lists whose other numbers are o or less:
   the pattern on m is at least α, found with the largest scores that other numbers may have; the lead is linear in
   that pattern, so its least value is at α or at 1; each term is replaced by its least value over what may stand there:
   lead(w) ≥ min_q direct + α · min_p value[m] + (1 − α) · min_{t ≤ o, p} value[t]. Least values over t ≤ o are running

@@ -4,7 +4,8 @@ A string fails where its total elevation is not 0, or where the elevation is neg
 do so in both ways, so the mean of what a head writes over one kind of failure says little of what it reads. Each
 component's direct contribution to logit[unbalanced] − logit[balanced] is therefore regressed on both at once.
 Contributions saturate: two failures write less than the sum of one each, so the weights of a regression would depend on
-how many strings of each kind there are. Each of the four kinds therefore counts alike, and the `interaction` is reported.
+how many strings of each kind there are. Each of the four kinds therefore counts alike, and the `interaction` is
+reported.
 
 From which side the elevation is taken matters where the total is not 0: from the left it is negative where a start of
 the string closes more brackets than it opens, from the right where an end opens more than it closes. Networks are free

@@ -3,9 +3,9 @@
 Each number comes with a bound that covers two things at once: how far it is from the value in exact arithmetic, and
 how far from what the network itself computes in its own precision, whatever the order of its sums. The bounds are
 those of running error analysis (Higham 2002, chapter 3): a sum of n products is off by at most γₙ Σ|a||b|,
-γₙ = n·u/(1 − n·u), and errors that come in pass through with the weights' sizes. u is the sum of both precisions' unit roundoffs. What
-underflows, even where it is flushed to zero, is off by at most the smallest normal number. The bounds themselves are
-computed in float64 and widened by 2⁻⁴⁰, which covers thousands of roundings of positive numbers.
+γₙ = n·u/(1 − n·u), and errors that come in pass through with the weights' sizes. u is the sum of both precisions' unit
+roundoffs. What underflows, even where it is flushed to zero, is off by at most the smallest normal number. The bounds
+themselves are computed in float64 and widened by 2⁻⁴⁰, which covers thousands of roundings of positive numbers.
 
 Kernels that multiply in less than the weights' precision (TF32, bfloat16 products) are not covered.
 """
