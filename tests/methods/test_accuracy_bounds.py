@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from dataclasses import replace
 from typing import get_args
 
 import numpy as np
@@ -140,9 +141,29 @@ def fabricated(n: int, k: int, seed: int) -> MaxTables:
     sharpness, copying, direct = (3 * torch.rand(3, generator=generator, dtype=torch.float64)).tolist()
     score = sharpness * torch.arange(n)[:, None] + drawn(n, n, k)
     value = drawn(n, k, n) + copying * torch.eye(n, dtype=torch.float64)[:, None]
-    parts = [Bounded(part, torch.zeros_like(part)) for part in (score, value, direct / 2 * drawn(n, n), drawn(n) / 4)]
-    empty = Bounded(torch.zeros(n, 1, dtype=torch.float64), torch.zeros(n, 1, dtype=torch.float64))
-    return MaxTables(*parts, empty, empty, None, torch.zeros(n, dtype=torch.float64), 0)
+
+    def known(part: Tensor) -> Bounded:
+        return Bounded(part, torch.zeros_like(part))
+
+    nothing, zeros = known(torch.zeros(n, 1, dtype=torch.float64)), torch.zeros(n, dtype=torch.float64)
+    others = known(direct / 2 * drawn(n, n)), known(drawn(n) / 4)
+    return MaxTables(known(score), known(value), *others, nothing, nothing, None, zeros, 0)
+
+
+def test_what_is_proved_holds_for_every_score_within_its_error(unchecked: None) -> None:
+    task, lists = MaxOfK(4), torch.tensor(list(itertools.product(range(4), repeat=2)))
+    generator, proved = torch.Generator().manual_seed(0), 0
+    for seed in range(200):
+        exact = fabricated(4, 2, seed)
+        rough = replace(exact, score=Bounded(exact.score.value, torch.full((4, 4, 2), 0.4, dtype=torch.float64)))
+        counts = [proof(rough, task, strategy).proved for strategy in get_args(Strategy)]
+        proved += int(counts[0].sum())
+        for _ in range(8):
+            sign = torch.randint(0, 2, (4, 4, 2), generator=generator).double() * 2 - 1
+            moved = replace(exact, score=Bounded(exact.score.value + 0.4 * sign, torch.zeros_like(sign)))
+            right = proof(moved, task, "brute force").proved
+            assert all(bool((count <= right).all()) for count in counts)
+    assert proved > 0.3 * 200 * len(lists)
 
 
 @pytest.mark.parametrize(("n", "k", "count"), [(4, 2, 500), (3, 3, 300), (3, 4, 100)])
