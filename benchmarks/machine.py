@@ -6,6 +6,7 @@ import os
 import platform
 import statistics
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -17,7 +18,7 @@ _REPEATS = 5
 
 
 def matrix_rates(device: str = "cpu", full: bool = True) -> dict[str, float]:
-    """Operations per second (a multiply–add is two) of the fastest shape's median, by precision."""
+    """Operations per second (a multiply–add is two) of the fastest shape and kernel, by precision (medians)."""
     rates = {}
     for dtype in (torch.float32, torch.bfloat16):
         best = 0.0
@@ -26,16 +27,26 @@ def matrix_rates(device: str = "cpu", full: bool = True) -> dict[str, float]:
                 torch.randn(rows, inner, device=device).to(dtype),
                 torch.randn(inner, columns, device=device).to(dtype),
             )
-            times = []
-            for _ in range(_REPEATS + 1):
-                begun = time.perf_counter()
-                a @ b
-                if device != "cpu":
-                    torch.cuda.synchronize()
-                times.append(time.perf_counter() - begun)
-            best = max(best, 2 * rows * inner * columns / statistics.median(times[1:]))
+            for kernel in _kernels(a, b):
+                times = []
+                for _ in range(_REPEATS + 1):
+                    begun = time.perf_counter()
+                    kernel()
+                    if device != "cpu":
+                        torch.cuda.synchronize()
+                    times.append(time.perf_counter() - begun)
+                best = max(best, 2 * rows * inner * columns / statistics.median(times[1:]))
         rates[str(dtype).removeprefix("torch.")] = best
     return rates
+
+
+def _kernels(a: torch.Tensor, b: torch.Tensor) -> list[Callable[[], torch.Tensor]]:
+    """BLAS, and oneDNN where there is one: the limit is that of the faster."""
+    kernels: list[Callable[[], torch.Tensor]] = [lambda: a @ b]
+    if a.device.type == "cpu" and torch.backends.mkldnn.is_available():
+        weight = b.T.contiguous()
+        kernels.append(lambda: torch.ops.mkldnn._linear_pointwise(a, weight, None, "none", [], ""))
+    return kernels
 
 
 def description(threads: int, device: str) -> dict[str, str | int | float]:
