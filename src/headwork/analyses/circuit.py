@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 NAME = "circuit"
 ENOUGH = 0.85
-"""The share of the metric that a circuit of no stated size must keep on the discovery prompts."""
+"""The share of the metric that a circuit of no stated size must keep on the discovery prompts; as much may be added."""
 _THRESHOLD = 0.01
 _RANDOM = 20
 _MOST_MEASURED = 128
@@ -42,7 +42,8 @@ class Discovery:
     """How a circuit is found and measured. `drawn` is how many edges the diagram shows at most.
 
     Its size is a number of `edges`, a `threshold` on the scores' sizes (for ACDC, of what a cut may cost, by default
-    0.01 nats), or the smallest on a grid that keeps 85 % of the metric on the discovery prompts.
+    0.01 nats), or the smallest on a grid that keeps 85 % of the metric on the discovery prompts, and
+    not over 115 %.
     """
 
     method: Method = "eap-ig"
@@ -173,8 +174,15 @@ def _sized(
     gap = values[-2] - values[-1]
     if abs(gap) < 1e-9 * (abs(values[-2]) + abs(values[-1])):
         raise UserError("Ablating every edge leaves the metric as it is, so there is no circuit to find on this task.")
-    enough = np.flatnonzero((values[:-1] - values[-1]) / gap >= ENOUGH)
-    return circuits[int(enough[0])]
+    return circuits[first_faithful((values[:-1] - values[-1]) / gap)]
+
+
+def first_faithful(shares: np.ndarray) -> int:
+    """The first share within 1 − `ENOUGH` of 1; the last, that of the whole network, always is.
+
+    Three times the metric is no more faithful than none of it: what held the circuit back is missing.
+    """
+    return int(np.flatnonzero(np.abs(1 - shares) <= 1 - ENOUGH)[0])
 
 
 def _measured(
