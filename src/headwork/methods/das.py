@@ -70,7 +70,8 @@ def das(
     The controls, fitted and scored in the same way: `permuted`, where the pairs are for a variable that means nothing
     (`InterchangePairs.permuted`; its answers are shuffled anew on `held_out`, so there only chance can be reached, and
     what the search can do without a variable shows in its `fit_accuracy`), and `untrained`, a freshly initialised
-    network of the same architecture (or the one given). `random` are `draws` random subspaces that move the activation as far as the learned one.
+    network of the same architecture (or the one given). `random` are `draws` random subspaces that move the activation
+    as far as the learned one.
 
     `memory` (bytes, beside the weights) bounds how many pairs are held at once; a minibatch that does not fit is
     computed in parts. `progress` is called with the number of training steps done since the last call.
