@@ -6,7 +6,7 @@ from itertools import combinations
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from headwork import draw
@@ -42,6 +42,7 @@ def random_circuit(seed: int) -> tuple[list[draw.CircuitNode], list[draw.Circuit
 
 
 @settings(max_examples=15, deadline=None)
+@example(2050)
 @given(st.integers(0, 10_000))
 def test_no_node_or_label_overlaps_another_and_all_are_inside(seed: int) -> None:
     nodes, edges = random_circuit(seed)

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from headwork.engine.metrics import LogitDifference, Loss, Metric
 from headwork.errors import UserError
-from headwork.methods.edge_attribution import VARIANTS, Variant, bytes_at_once, bytes_per_pair, edge_attribution
+from headwork.methods.edge_attribution import VARIANTS, Variant, bytes_per_pair, edge_attribution
 from headwork.methods.graph import graph
 from headwork.model.initialise import initialise
 from headwork.model.transformer import Transformer
@@ -183,7 +183,7 @@ def test_chunking_changes_nothing(name: str, pairs: int) -> None:
     for metric in metrics:
         done: list[int] = []
         whole = edge_attribution(model, clean, corrupt, metric, variant="inputs", steps=2)
-        memory = bytes_at_once(model) + pairs * bytes_per_pair(model, LENGTH)
+        memory = pairs * bytes_per_pair(model, LENGTH)
         cut = edge_attribution(
             model, clean, corrupt, metric, variant="inputs", steps=2, memory=memory, progress=done.append
         )
@@ -202,7 +202,7 @@ def test_memory_stays_under_the_limit(name: str, start: int, variant: Variant) -
     corrupt[:, :start] = 1
     where = torch.arange(length).expand(3, -1) >= start
     metric = Loss(torch.ones_like(clean), where)
-    need = bytes_at_once(model) + bytes_per_pair(model, length, start if model.config.causal else 0, start)
+    need = bytes_per_pair(model, length, start if model.config.causal else 0, start)
     with Peak() as peak:
         edge_attribution(model, clean, corrupt, metric, variant=variant, steps=2, memory=need)
     assert peak.most < need
@@ -245,7 +245,7 @@ class _Plain:
 def test_a_metric_of_ones_own_is_taken_whole_but_cut_only_as_a_dataclass() -> None:
     model, clean, corrupt = case("gpt2")
     whole = edge_attribution(model, clean, corrupt, _Plain())
-    one = bytes_at_once(model) + bytes_per_pair(model, LENGTH)
+    one = bytes_per_pair(model, LENGTH)
     xarray.testing.assert_allclose(
         edge_attribution(model, clean, corrupt, _Own(), memory=one).drop_attrs(), whole.drop_attrs()
     )

@@ -9,7 +9,7 @@ from torch import nn
 
 from headwork.engine.run import run
 from headwork.model import products
-from headwork.model.products import fused_linear, linear, with_bfloat16_products
+from headwork.model.products import fused_linear, linear, with_bfloat16_products, with_fixed_weights
 
 
 @pytest.fixture(params=[torch.float32, torch.bfloat16], ids=str)
@@ -40,16 +40,36 @@ def test_both_ways_give_the_same(
     torch.testing.assert_close(found[0].double(), expected, rtol=0, atol=tolerance)
 
 
-def test_gradients_other_types_and_a_switched_off_kernel_take_the_plain_way(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_gradients_of_weights_other_types_and_a_switched_off_kernel_take_the_plain_way(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     layer, x = nn.Linear(4, 3), torch.randn(5, 4)
     monkeypatch.setattr(products, "_WORTH_IT", 0)
     with torch.no_grad():
         assert not products._worth_fusing(x.double(), layer.weight.double())
         with torch.backends.mkldnn.flags(enabled=False):
             assert not products._worth_fusing(x, layer.weight)
-    assert not products._worth_fusing(x, layer.weight)
     linear(x, layer).sum().backward()
     assert layer.weight.grad is not None
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_the_way_back_through_fixed_weights_is_the_plain_one(bias: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    layer = nn.Linear(40, 24, bias=bias)
+    fixed = with_fixed_weights(layer)
+    assert fixed.weight.data_ptr() == layer.weight.data_ptr()
+    assert layer.weight.requires_grad
+    found = []
+    for least in (0, 10**9):
+        monkeypatch.setattr(products, "_WORTH_IT", least)
+        x = torch.randn(2, 9, 40, generator=torch.Generator().manual_seed(1)).requires_grad_()
+        y = linear(x, fixed).tanh().sum()
+        (once,) = torch.autograd.grad(y, x, create_graph=True)
+        (twice,) = torch.autograd.grad(once.square().sum(), x)
+        found.append((once, twice))
+    for fast, plain in zip(*found):
+        assert fast.abs().max() > 0.1
+        torch.testing.assert_close(fast, plain, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", ["gpt2", "neox", "qwen3"])

@@ -85,15 +85,17 @@ def place_labels(
 
 
 def _tries(label: Label, points: Array, within: tuple[float, float]) -> tuple[Array, Array]:
-    """Centres [try, xy] for a label, and what is against each: far from the middle, not on its edge, out of bounds."""
+    """Centres [try, xy] for a label within bounds, and what is against each: far from the middle, not on its edge."""
     off = label.width / 2 + 0.1
     inner = points[2:-2]
     tries = np.concatenate([inner, inner + [off, 0.0], inner - [off, 0.0]])
     beside = np.repeat([0.0, 0.25, 0.25], len(inner))
     far = np.abs(tries[:, 1] - points[:, 1].mean())
-    left, right = tries[:, 0] - label.width / 2, tries[:, 0] + label.width / 2
-    outside = np.maximum(within[0] - left, 0.0) + np.maximum(right - within[1], 0.0)
-    return tries, 0.3 * far + beside + 400 * outside
+    least, most = within[0] + label.width / 2, within[1] - label.width / 2
+    inside = np.clip(tries[:, 0], min(least, most), max(least, most))
+    moved = np.abs(inside - tries[:, 0])
+    tries[:, 0] = inside
+    return tries, 0.3 * far + beside + 2 * moved
 
 
 def _table(boxes: Sequence[Box]) -> Array:

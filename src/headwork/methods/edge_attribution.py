@@ -26,9 +26,8 @@ from headwork.errors import UserError, unknown
 from headwork.methods.edge_gradients import (
     Point,
     add_scores,
+    both_prompts,
     gradients,
-    prompts_from,
-    readings,
     writers_changes,
     writing_sites,
 )
@@ -127,19 +126,14 @@ def _fractions(variant: Variant, steps: int) -> list[float]:
 
 def _pairs_at_once(model: Transformer, batch: int, length: int, start: int, read: int, memory: int | None) -> int:
     """How many pairs fit the limit."""
-    once, each = bytes_at_once(model), bytes_per_pair(model, length, start, read)
-    fit = ((_DEFAULT_MEMORY if memory is None else memory) - once) // each
+    each = bytes_per_pair(model, length, start, read)
+    fit = (_DEFAULT_MEMORY if memory is None else memory) // each
     if memory is not None and fit < 1:
         raise UserError(
-            f"Edge attribution on one pair of {length} tokens needs {(once + each) / 1e6:.1f} MB; the limit is "
+            f"Edge attribution on one pair of {length} tokens needs {each / 1e6:.1f} MB; the limit is "
             f"{memory / 1e6:.1f} MB."
         )
     return max(1, min(batch, fit))
-
-
-def bytes_at_once(model: Transformer) -> int:
-    """What edge attribution holds however many pairs there are: centred copies of one weight at a time."""
-    return 3 * max((r.weight.numel() for r in readings(model)), default=0) * model.embed.weight.element_size()
 
 
 def bytes_per_pair(model: Transformer, length: int, start: int = 0, read: int = 0) -> int:
@@ -154,8 +148,8 @@ def bytes_per_pair(model: Transformer, length: int, start: int = 0, read: int = 
     kept = 8 * c.d_model + 4 * (slots + heads) * c.d_head + (8 if c.gated_mlp else 5) * c.d_mlp
     row = (5 if c.attention_mix == 1 else 8) * heads
     layers = c.n_layers * computed * (kept + row * length)
-    # The positions before `start` are computed first, one layer at a time; their keys and values stay, with copies.
-    before = start * (kept + row * start)
+    # The corrupt prompts are run first, without gradients; the keys and values before `start` stay, with copies.
+    before = length * (kept + row * length + len(edges.writers) * c.d_model)
     shared = start * 2 * c.n_layers * (heads + c.kv_heads) * c.d_head
     sources = computed * (len(edges.writers) + heads) * c.d_model
     readers = computed * slots * (2 * c.d_model + 4 * c.d_head)
@@ -169,10 +163,10 @@ def _scores(
 ) -> Float[Tensor, "b writer reader"]:
     """The scores of a chunk of pairs, each on its own; pairs of nodes without an edge are 0."""
     config, edges = model.config, graph(model.config)
-    prompts, everyone = prompts_from(model, pairs.clean, start), slice(0, len(edges.writers))
+    everyone = slice(0, len(edges.writers))
+    prompts, corrupt = both_prompts(model, pairs.clean, pairs.corrupt, start, writing_sites(config))
     with torch.no_grad():
         embedded, other = model.embedded(pairs.clean, start=start), model.embedded(pairs.corrupt, start=start)
-        _, corrupt = prompts.run(Point(other, everyone), writing_sites(config))
     keep = {*writing_sites(config), *(f"blocks.{layer}.resid_pre" for layer in range(config.n_layers))}
     found = gradients(prompts, Point(embedded, everyone), metric, keep)
     clean = found.sites

@@ -14,16 +14,20 @@ from headwork.engine.run import Watch
 from headwork.errors import UserError
 from headwork.methods.graph import graph
 from headwork.model.config import TransformerConfig
+from headwork.model.products import with_fixed_weights
 from headwork.model.sites import key_site
 from headwork.model.transformer import NoNorm, Norm, Transformer
+
+_READERS_AT_ONCE = 6
 
 
 @dataclass(frozen=True, eq=False)
 class Reading:
     """Readers of one place in the stream, through one norm: a block's queries, keys and values, or its MLP.
 
-    `column` is the first of them in the graph, and `writers` how many writers they see. `sites` are what they compute;
-    `weight` maps the norm's output to each reader's part of it.
+    `column` is the first of them in the graph, and `writers` how many writers they see. `sites` are where the gradient
+    is taken: what the readers compute, which `weight` maps the norm's output to; or that output itself where there is
+    one reader (`weight` is None), since the way back to it is the pass's own.
     """
 
     column: int
@@ -31,7 +35,12 @@ class Reading:
     sites: tuple[str, ...]
     stream: str
     norm: Norm | NoNorm
-    weight: Float[Tensor, "reader inside d_model"]
+    weight: Float[Tensor, "reader inside d_model"] | None
+
+    @property
+    def readers(self) -> int:
+        """How many they are."""
+        return 1 if self.weight is None else len(self.weight)
 
 
 def readings(model: Transformer, writer: int = 0) -> Iterator[Reading]:
@@ -48,10 +57,13 @@ def readings(model: Transformer, writer: int = 0) -> Iterator[Reading]:
         if config.attention_only:
             continue
         if writer < seen[column]:
-            sites = (f"{here}.mlp.pre", *([f"{here}.mlp.pre_linear"] if config.gated_mlp else []))
             stream = f"{here}.resid_pre" if config.parallel else f"{here}.resid_mid"
-            weight = block.mlp.inward.weight.detach()[None]
-            yield Reading(column, int(seen[column]), sites, stream, block.ln2, weight)
+            if isinstance(block.ln2, NoNorm):
+                sites = (f"{here}.mlp.pre", *([f"{here}.mlp.pre_linear"] if config.gated_mlp else []))
+                weight = block.mlp.inward.weight.detach()[None]
+                yield Reading(column, int(seen[column]), sites, stream, block.ln2, weight)
+            else:
+                yield Reading(column, int(seen[column]), (f"{here}.ln2.normalized",), stream, block.ln2, None)
         column += 1
 
 
@@ -103,15 +115,36 @@ class Prompts:
 def prompts_from(model: Transformer, tokens: Int[Tensor, "b length"], start: int) -> Prompts:
     """The prompts, ready to be run from `start` on."""
     if not start:
-        return Prompts(model, tokens, 0, None)
+        return Prompts(with_fixed_weights(model), tokens, 0, None)
+    return both_prompts(model, tokens, tokens[:, :start], start, [])[0]
+
+
+def both_prompts(
+    model: Transformer,
+    clean: Int[Tensor, "b length"],
+    corrupt: Int[Tensor, "b corrupt_length"],
+    start: int,
+    keep: Iterable[str],
+) -> tuple[Prompts, dict[str, Tensor]]:
+    """The clean prompts, ready to be run from `start` on, and there the corrupt run's sites to `keep`.
+
+    The corrupt run also gives the keys and values before `start`, where the prompts do not differ; it may end there.
+    """
+    keep, model = set(keep), with_fixed_weights(model)
     config, names = model.config, range(model.config.n_layers)
-    wanted = {n: (key_site(config, n), f"blocks.{n}.attn.v") for n in names}
+    wanted = {n: (key_site(config, n), f"blocks.{n}.attn.v") for n in names} if start else {}
     with torch.no_grad():
-        before = tokens[:, :start]
-        entry = Point(model.embedded(before), slice(0))
-        _, kept = Prompts(model, before, 0, None).run(entry, [site for both in wanted.values() for site in both])
-    past = {n: (kept[keys], kept[values]) for n, (keys, values) in wanted.items()}
-    return Prompts(model, tokens, start, past)
+        entry = Point(model.embedded(corrupt), slice(0))
+        _, kept = Prompts(model, corrupt, 0, None).run(entry, keep.union(*wanted.values()))
+        past = {n: (_before(kept[k], start), _before(kept[v], start)) for n, (k, v) in wanted.items()}
+        return Prompts(model, clean, start, past or None), {
+            site: kept.pop(site)[:, start:].contiguous() for site in keep
+        }
+
+
+def _before(value: Tensor, start: int) -> Tensor:
+    """A copy, so that the rest need not be held."""
+    return value[:, :start].contiguous()
 
 
 @dataclass(frozen=True, eq=False)
@@ -147,37 +180,43 @@ def add_scores(
     found: Gradients,
 ) -> None:
     """Add, for each example, the products of the writers' changes with the readers' gradients; slopes are used up."""
-    writers = found.point.writers
-    for reading in readings(model, writers.start):
-        slope = torch.cat([found.slopes.pop(site).flatten(2) for site in reading.sites], -1)
-        slope = slope.flatten(0, 1).unflatten(-1, reading.weight.shape[:2])
-        own = at_input(reading.norm, found.sites[reading.stream].flatten(0, 1), slope, reading.weight)
+    writers, read = found.point.writers, list(readings(model, found.point.writers.start))
+    most = max((reading.readers for reading in read), default=0)
+    # One room for all layers: memory that is asked for anew costs as much as the products.
+    room = changes.new_empty(most, *changes.shape[1:])
+    for reading in read:
+        own, norm = room[: reading.readers], reading.norm
+        slopes = [found.slopes.pop(site) for site in reading.sites]
+        if reading.weight is None:
+            own[0] = slopes[0].flatten(0, 1)
+        else:
+            slope = torch.cat([slope.flatten(2) for slope in slopes], -1).flatten(0, 1)
+            slope = slope.unflatten(-1, reading.weight.shape[:2]).transpose(0, 1).contiguous()  # twice as fast so
+            torch.bmm(slope, reading.weight, out=own)
+        if isinstance(norm, Norm):
+            back_through(norm, found.sites[reading.stream].flatten(0, 1), own)
         _add_products(scores, changes, own, reading.column, slice(writers.start, min(writers.stop, reading.writers)))
     _add_products(scores, changes, found.final.flatten(0, 1)[None], scores.shape[2] - 1, writers)
 
 
-def at_input(
-    norm: Norm | NoNorm,
-    x: Float[Tensor, "rows d_model"],
-    slope: Float[Tensor, "rows reader inside"],
-    weight: Float[Tensor, "reader inside d_model"],
-) -> Float[Tensor, "reader rows d_model"]:
-    """The gradient at each reader's own input, if it alone read x, from the gradient at what it computes there.
+def back_through(norm: Norm, x: Float[Tensor, "rows d_model"], gradient: Float[Tensor, "reader rows d_model"]) -> None:
+    """Turn gradients at the norm's output into gradients at its input x, each as if its reader alone read x; in place.
 
-    With x̂ the normalised x, σ its scale and g = slope · weight · gain, a norm's backward is
-    (g − mean g − x̂ mean(g · x̂)) / σ; centring (LayerNorm only) and gain are applied to the weights, which are fewer.
+    With x̂ the normalised x, σ its scale and g = gradient · gain, a norm's backward is (g − mean g − x̂ mean(g · x̂)) / σ,
+    without mean g in RMSNorm.
     """
-    if isinstance(norm, NoNorm):
-        return torch.bmm(slope.transpose(0, 1), weight)
-    weight = weight * norm.w.detach()
     if norm.centred:
         x = x - x.mean(-1, keepdim=True)
-        weight = weight - weight.mean(-1, keepdim=True)
     inverse = (x.square().mean(-1, keepdim=True) + norm.eps).rsqrt()
     x = x * inverse
-    slope = (slope * inverse[:, None]).transpose(0, 1).contiguous()  # in this order the product is twice as fast
-    gradient = torch.bmm(slope, weight)
-    return gradient.addcmul_((gradient * x).mean(-1, keepdim=True), x, value=-1)
+    # A few readers at a time stay in the processor's cache.
+    room = torch.empty_like(gradient[:_READERS_AT_ONCE])
+    for g in gradient.split(_READERS_AT_ONCE):
+        g *= norm.w.detach()
+        along = torch.mul(g, x, out=room[: len(g)]).mean(-1, keepdim=True)
+        if norm.centred:
+            g -= g.mean(-1, keepdim=True)
+        g.addcmul_(along, x, value=-1).mul_(inverse)
 
 
 def _add_products(

@@ -155,7 +155,7 @@ class _Pair:
         """The metric of a run that enters at block `layer` with this stream, and the sites to keep."""
         tap = _Meet(keep, put or {})
         frame = self.model.frame(prompts.tokens, prompts.start, prompts.past)
-        for block in self.model.layers[layer:]:
+        for block in prompts.model.layers[layer:]:
             resid = block(resid, frame, tap)
         return self.metric(self.model, resid, self.start), tap.kept
 

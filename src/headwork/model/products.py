@@ -2,14 +2,15 @@
 
 On processors, oneDNN multiplies float32 and bfloat16 faster than the BLAS behind `torch.nn.functional.linear` on some
 machines, and applies the activation while the product is still in cache. PyTorch's compiler uses the same kernel.
-Small products, gradients, other types and devices take the plain way; both ways give the same numbers up to rounding.
+Small products, gradients of weights, other types and devices take the plain way; both ways give the same numbers up to
+rounding.
 """
 
 from __future__ import annotations
 
 import copy
 from functools import cache
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from jaxtyping import Float
@@ -43,9 +44,31 @@ def fused_linear(
         x = x.to(weight.dtype)  # weights of `with_bfloat16_products`
     if rows is not None:
         weight, bias = weight[rows], None if bias is None else bias[rows]
-    if _worth_fusing(x, weight):
-        return torch.ops.mkldnn._linear_pointwise(x, weight, bias, *_attribute(activation))
-    return _plain(functional.linear(x, weight, bias), activation)
+    if not _worth_fusing(x, weight):
+        return _plain(functional.linear(x, weight, bias), activation)
+    if not torch.is_grad_enabled():
+        return _fast(x, weight, bias, activation)
+    if weight.requires_grad or (bias is not None and bias.requires_grad):
+        return _plain(functional.linear(x, weight, bias), activation)
+    return _plain(_Fixed.apply(x, weight, bias), activation)
+
+
+def _fast(x: Tensor, weight: Tensor, bias: Tensor | None, activation: str) -> Tensor:
+    return torch.ops.mkldnn._linear_pointwise(x, weight, bias, *_attribute(activation))
+
+
+class _Fixed(torch.autograd.Function):
+    """x · Wᵀ + b for weights that get no gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.save_for_backward(weight)
+        return _fast(x, weight, bias, "none")
+
+    @staticmethod
+    def backward(ctx: Any, *slopes: Tensor) -> tuple[Tensor, None, None]:
+        (weight,) = ctx.saved_tensors
+        return _Fixed.apply(slopes[0], weight.t(), None), None, None
 
 
 Module = TypeVar("Module", bound=nn.Module)
@@ -66,6 +89,11 @@ def with_bfloat16_products(model: Module, keep: nn.Module) -> Module:
     return copy.deepcopy(model, known)
 
 
+def with_fixed_weights(model: Module) -> Module:
+    """A copy that shares the weights but asks no gradient of them: the way back to activations is faster then."""
+    return copy.deepcopy(model, {id(p): nn.Parameter(p.detach(), requires_grad=False) for p in model.parameters()})
+
+
 def _attribute(activation: str) -> tuple[str, list, str]:
     name, algorithm = _FUSED[activation]
     return name, [], algorithm
@@ -84,7 +112,6 @@ def _worth_fusing(x: Tensor, weight: Tensor) -> bool:
         x.numel() * weight.shape[0] > _WORTH_IT
         and x.device.type == "cpu"
         and x.dtype in (torch.float32, torch.bfloat16)
-        and not torch.is_grad_enabled()
         and torch.backends.mkldnn.enabled
         and _offered(x.dtype)
     )
