@@ -48,7 +48,7 @@ def _line(results: Results, row: Row) -> list[str]:
         row.title,
         _seconds(ours),
         *(_seconds(peers[side]) for side in PEERS),
-        f"{ratio:.1f}" if ratio else "–",
+        _ratios(ratio, ours, peers),
         f"{memory:.2f}" if memory and row.compare == "scores" else "–",
         f"{rate:.0%}" if rate else "–",
         _difference(found["differences"]),
@@ -70,6 +70,17 @@ def _ratio(row: Row, ours: Any, peers: Mapping[str, Any], plain: Any) -> float |
     other = seconds(plain) if PLAIN in row.sides else seconds(peers[best]) if best else None
     mine = seconds(ours)
     return other / mine if other and mine else None
+
+
+def _ratios(ratio: float | None, ours: Any, peers: Mapping[str, Any]) -> str:
+    """Against the faster peer, and in brackets against the other where it was measured."""
+    mine = seconds(ours)
+    if not ratio or not mine:
+        return "–"
+    best = fastest_peer({side: found for side, found in peers.items() if found})
+    others = [seconds(found) for side, found in peers.items() if found and side != best]
+    slower = [f"{other / mine:.1f}" for other in others if other and best]
+    return f"{ratio:.1f}" + (f" ({', '.join(slower)})" if slower else "")
 
 
 def _memory(ours: Any, peers: Mapping[str, Any]) -> float | None:
@@ -98,8 +109,15 @@ def _aims(row: Row, ratio: float | None, memory: float | None, rate: float | Non
         ("{:.0%} of the rate", row.target.rate, rate, True),
     ):
         if aim is not None:
-            said.append(f"{words.format(aim)}: {_reached(aim, value, least)}")
+            said.append(f"{words.format(aim)}: {_reached(aim, value, least)}{_limit(aim, value, rate, words)}")
     return "; ".join(said) or "–"
+
+
+def _limit(aim: float, value: float | None, rate: float | None, words: str) -> str:
+    """Where the aim is more than the rate of products allows anyone beside this peer: what it does allow."""
+    if "×" not in words or not value or not rate or value / rate >= aim:
+        return ""
+    return f" ({value / rate:.0f} × is all that the rate allows)"
 
 
 def _reached(aim: float, value: float | None, least: bool) -> str:
@@ -185,7 +203,8 @@ def _notes(results: Results) -> str:
     notes = [
         "Seconds are the median of three rounds, the sides taking turns (one round where it takes over 30 s); "
         "gigabytes the peak of the whole process, weights and libraries included. *Times as fast* is against the "
-        "faster peer, *memory* our peak over the smaller peer's.",
+        "faster peer, and against the other in brackets; aims are judged against the faster. "
+        "*Memory* is our peak over the smaller peer's.",
         "*Of the rate*: floating-point operations that the answer needs, counted by `benchmarks/products.py` from "
         "the matrix products alone, ÷ (time × the float32 rate above).",
         "*Largest difference* from Headwork's numbers, side by side in the order of the columns, beside the "

@@ -98,10 +98,16 @@ def test_ratio_is_the_faster_peers_median_over_ours_and_the_rate_is_the_fastest_
 ) -> None:
     found = line(cells(results), titled("heads"))
     assert found[1:4] == ["10.00 s, 2.00 GB", "40.00 s, 2.00 GB", "60.00 s, 2.00 GB"]
-    assert found[4] == "4.0"
+    assert found[4] == "4.0 (6.0)"
     assert found[6] == "50%"  # 1e12 operations in 10 s at 2e11 a second
     assert found[7] == "2e-07 of 0.5, 3e-07 of 0.5"
     assert found[8] == "5 ×: not reached; 80% of the rate: not reached"
+
+
+def test_an_aim_that_the_rate_does_not_allow_says_what_it_does(results: dict[str, Any]) -> None:
+    """4 times at half the rate is 8 times at most."""
+    results["rows"]["heads"]["needed"] *= 1.7
+    assert line(cells(results), titled("heads"))[8].startswith("5 ×: not reached (5 × is all that the rate allows)")
 
 
 def test_aims_that_are_reached_say_so(results: dict[str, Any]) -> None:
